@@ -1,0 +1,111 @@
+"""The contracts between the floors, each stated once, here.
+
+An `ArtifactStore` is what Optuna knows: three methods. Every store, backend and wrapper of ours
+MUST keep these eight contracts; `casartifacts.testing` checks each of them.
+
+1. Whole or nothing. A reader sees all of a written body, or `ArtifactNotFound`. An overwrite that
+   fails leaves the old body.
+2. Read your write, from every process, as soon as `write` returns. On a file system it is durable
+   too (the file, its folder and the parents of new folders are synced) unless made otherwise.
+3. Writing the same bytes again under the same name is not an error.
+4. Missing is loud and early: `open_reader` itself raises `ArtifactNotFound`, naming the id and the
+   place.
+5. Readers go forward; only `b""` is the end; a short read is not.
+6. The body stays the caller's: it is read from where it stands to its end and never closed; a
+   retry starts where the caller's stream stood; a body that cannot seek is spooled once. An error
+   that the body raises, in any `read`, reaches the caller, and nothing is published.
+7. Gone is gone: after `remove`, `open_reader` and a second `remove` raise `ArtifactNotFound` (but a
+   `remove` that was retried after a lost answer has succeeded).
+8. Threads and processes may use it at once, also after `fork` and through `pickle`.
+
+A `Backend` keeps named bytes for a `ContentStore` and can do a little more. It knows nothing of
+digests. Names are relative paths with forward slashes, of `[0-9A-Za-z._~-]` and `/`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["ArtifactStore", "Backend", "Entry"]
+
+
+class ArtifactStore(Protocol):
+    """The three methods of `optuna.artifacts`; the parameter names are API."""
+
+    def open_reader(self, artifact_id: str) -> BinaryIO:
+        """Open the artifact for reading; raises `ArtifactNotFound`."""
+        ...
+
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        """Store all that `content_body` still has to give, replacing what was there."""
+        ...
+
+    def remove(self, artifact_id: str) -> None:
+        """Remove the artifact; raises `ArtifactNotFound`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A name in a backend: its size in bytes and when it was last written.
+
+    `modified` is in seconds since the epoch by the backend's clock, never a client's.
+    """
+
+    name: str
+    size: int
+    modified: float
+
+
+@runtime_checkable
+class Backend(ArtifactStore, Protocol):
+    """A place that keeps named bytes: what `ContentStore` stands on.
+
+    `durable` tells whether an acknowledged write survives a power cut. `remote` tells whether a
+    call costs a request: there, an answer is remembered for a while; elsewhere one asks again.
+    """
+
+    @property
+    def durable(self) -> bool:
+        """Whether an acknowledged write survives a crash of the machine."""
+        ...
+
+    @property
+    def remote(self) -> bool:
+        """Whether every call costs a round trip."""
+        ...
+
+    def stat(self, name: str) -> Entry | None:
+        """Return what is under this name, or None; what is reported is as durable as a write."""
+        ...
+
+    def read_range(self, name: str, start: int, length: int) -> bytes:
+        """Return `length` bytes from `start`, fewer only at the end; raises `ArtifactNotFound`."""
+        ...
+
+    def write_if_absent(self, name: str, content_body: BinaryIO) -> bool:
+        """Like `write`, but leave what is there alone; returns whether this call wrote it.
+
+        A backend that cannot tell may overwrite: callers only use it for names whose bytes are
+        the same whoever writes them.
+        """
+        ...
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """Yield all names that begin with `prefix` (`""` or ending in `/`), as they come."""
+        ...
+
+    def list_folders(self, prefix: str) -> Iterator[str]:
+        """Yield the distinct next path components below `prefix` that have names below them."""
+        ...
+
+    def move(self, source: str, target: str) -> None:
+        """Give the bytes another name, on the server's side; raises `ArtifactNotFound`.
+
+        The target is whole before the source goes; an existing target is replaced.
+        """
+        ...
