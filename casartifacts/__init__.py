@@ -1,0 +1,89 @@
+"""A content-addressed artifact store with a local cache: a drop-in for `optuna.artifacts`.
+
+The map of the house, from the top; each floor imports only what is below it:
+
+    studies           the face to Optuna: upload, download, list, remove
+    opening           `open_store`: from a path or URL to a store
+    store             ContentStore: id -> ref -> manifest -> blobs
+    cache             ArtifactCache: whole contents near this process
+    backends/         filesystem, memory: places that keep named bytes
+    bodies            what callers hand in, as bytes that can be read twice
+    names, records, manifest, chunking, digest       pure: bytes in, values out
+    errors, protocols
+
+Every public name is loaded when it is first used: importing this package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from optuna.artifacts import ArtifactMeta, Backoff, Boto3ArtifactStore, GCSArtifactStore
+    from optuna.artifacts.exceptions import ArtifactNotFound
+
+    from casartifacts.backends.filesystem import FileSystemArtifactStore
+    from casartifacts.backends.memory import MemoryArtifactStore
+    from casartifacts.cache import ArtifactCache
+    from casartifacts.errors import CorruptArtifact
+    from casartifacts.opening import open_store
+    from casartifacts.store import ContentStore
+    from casartifacts.studies import (
+        download_artifact,
+        get_all_artifact_meta,
+        remove_artifact,
+        upload_artifact,
+    )
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "ArtifactCache",
+    "ArtifactMeta",
+    "ArtifactNotFound",
+    "Backoff",
+    "Boto3ArtifactStore",
+    "ContentStore",
+    "CorruptArtifact",
+    "FileSystemArtifactStore",
+    "GCSArtifactStore",
+    "MemoryArtifactStore",
+    "download_artifact",
+    "get_all_artifact_meta",
+    "open_store",
+    "remove_artifact",
+    "upload_artifact",
+]
+
+# Where each public name is defined.
+_HOMES = {
+    "ArtifactCache": "casartifacts.cache",
+    "ArtifactMeta": "optuna.artifacts",
+    "ArtifactNotFound": "casartifacts.errors",
+    "Backoff": "optuna.artifacts",
+    "Boto3ArtifactStore": "optuna.artifacts",
+    "ContentStore": "casartifacts.store",
+    "CorruptArtifact": "casartifacts.errors",
+    "FileSystemArtifactStore": "casartifacts.backends.filesystem",
+    "GCSArtifactStore": "optuna.artifacts",
+    "MemoryArtifactStore": "casartifacts.backends.memory",
+    "download_artifact": "casartifacts.studies",
+    "get_all_artifact_meta": "casartifacts.studies",
+    "open_store": "casartifacts.opening",
+    "remove_artifact": "casartifacts.studies",
+    "upload_artifact": "casartifacts.studies",
+}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found: object = getattr(importlib.import_module(home), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,264 @@
+"""A folder as a place for named bytes.
+
+A write goes to a temporary file in `tmp/`, is synced, gets its name by one rename or link, and the
+folder is synced: a name is whole or absent, and what was acknowledged survives a power cut. What
+is not published lies in `tmp/`, where garbage collection finds it by its age.
+
+Rule 1: no name leads outside the folder.
+Rule 2: missing is asked by opening, not by looking first: NFS answers a look from its cache.
+Rule 3: an error of rename or link is believed only after a look; on NFS the first answer may have
+been lost and the second try then fails although the first one acted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import stat
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from casartifacts import errors
+from casartifacts.protocols import Entry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["FileSystemArtifactStore"]
+
+# 1 MiB: larger buffers copy no faster (243 ms/GiB at this size).
+_BUFFER_SIZE = 2**20
+
+# Seconds during which a name that somebody else published may not have reached the disk yet.
+_PERHAPS_UNSYNCED = 60
+
+_TMP = "tmp"
+
+
+class FileSystemArtifactStore:
+    """Keeps each artifact as one file below a folder.
+
+    Args:
+        base_path: The folder; made at the first write.
+        durable: Whether a write returns only after the disk has it. Without it a write is still
+            whole or absent for every process, but a power cut can take back the last ones.
+    """
+
+    remote = False
+
+    def __init__(self, base_path: str | os.PathLike[str], *, durable: bool = True) -> None:
+        self._base_path = Path(base_path)
+        self.durable = durable
+
+    def __repr__(self) -> str:
+        durable = "" if self.durable else ", durable=False"
+        return f"FileSystemArtifactStore({str(self._base_path)!r}{durable})"
+
+    def open_reader(self, artifact_id: str) -> BinaryIO:
+        """Open the file of this artifact."""
+        path = self._path(artifact_id)
+        try:
+            return path.open("rb")
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            raise errors.not_found(artifact_id, self) from error
+
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        """Write the body beside its place, then give it its name at once."""
+        path = self._path(artifact_id)
+        with self._unpublished(content_body) as (tmp, descriptor):
+            self._make_folder(path.parent)
+            try:
+                tmp.replace(path)
+            except FileNotFoundError:
+                if not _is_same_file(path, descriptor):
+                    raise
+            self._sync_folder(path.parent)
+
+    def write_if_absent(self, name: str, content_body: BinaryIO) -> bool:
+        """Write the body unless the name is taken; somebody else's file is synced, not replaced."""
+        if self.stat(name) is not None:
+            return False
+        path = self._path(name)
+        with self._unpublished(content_body) as (tmp, descriptor):
+            self._make_folder(path.parent)
+            if not _give_name(tmp, path, descriptor):
+                self.stat(name)
+                return False
+            self._sync_folder(path.parent)
+        return True
+
+    def remove(self, artifact_id: str) -> None:
+        """Remove the file of this artifact."""
+        path = self._path(artifact_id)
+        try:
+            path.unlink()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+            # Unlinking a folder is EISDIR on Linux and EPERM elsewhere.
+            if isinstance(error, PermissionError) and not path.is_dir():
+                raise
+            raise errors.not_found(artifact_id, self) from error
+        self._sync_folder(path.parent)
+
+    def stat(self, name: str) -> Entry | None:
+        """Look at a name; one that is younger than a minute is synced before it is reported."""
+        path = self._path(name)
+        try:
+            found = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        if not _is_file(found):
+            return None
+        # A rename keeps the time of the last write and sets that of the last change.
+        age = time.time() - max(found.st_mtime, found.st_ctime)
+        if self.durable and age < _PERHAPS_UNSYNCED:
+            try:
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+            except FileNotFoundError:
+                return None
+            self._sync_folder(path.parent)
+        return Entry(name, found.st_size, found.st_mtime)
+
+    def read_range(self, name: str, start: int, length: int) -> bytes:
+        """Read a range of a file."""
+        with self.open_reader(name) as reader:
+            reader.seek(start)
+            return reader.read(length)
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """Walk the folder; what disappears meanwhile is passed over."""
+        folder = self._path(prefix.rstrip("/")) if prefix else self._base_path
+        try:
+            found = os.scandir(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        with found:
+            for item in found:
+                if item.is_dir(follow_symlinks=False):
+                    if prefix or item.name != _TMP:
+                        yield from self.list(f"{prefix}{item.name}/")
+                    continue
+                with contextlib.suppress(FileNotFoundError):
+                    status = item.stat()
+                    if _is_file(status):
+                        yield Entry(prefix + item.name, status.st_size, status.st_mtime)
+
+    def list_folders(self, prefix: str) -> Iterator[str]:
+        """Name the folders below a folder that are not empty."""
+        folder = self._path(prefix.rstrip("/")) if prefix else self._base_path
+        try:
+            found = os.scandir(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        with found:
+            for item in found:
+                if item.is_dir(follow_symlinks=False) and (prefix or item.name != _TMP):
+                    below = self.list(f"{prefix}{item.name}/")
+                    if next(below, None) is not None:
+                        yield item.name
+
+    def move(self, source: str, target: str) -> None:
+        """Rename a file."""
+        old, new = self._path(source), self._path(target)
+        self._make_folder(new.parent)
+        try:
+            if _is_same_file(new, old):
+                # rename() between two links of one file does nothing and leaves both.
+                old.unlink()
+            else:
+                old.replace(new)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise errors.not_found(source, self) from error
+        self._sync_folder(new.parent)
+        self._sync_folder(old.parent)
+
+    def _path(self, artifact_id: str) -> Path:
+        """Return the file of a name, refusing whatever could lie outside the folder."""
+        if not isinstance(artifact_id, str) or not artifact_id:
+            raise errors.invalid_artifact_id(artifact_id, "it must be a str and not empty")
+        if "\0" in artifact_id:
+            raise errors.invalid_artifact_id(artifact_id, "it contains a NUL character")
+        parts = re.split(r"[/\\]", artifact_id) if os.name == "nt" else artifact_id.split("/")
+        if parts[0] == "" or Path(artifact_id).is_absolute() or Path(artifact_id).drive:
+            raise errors.invalid_artifact_id(artifact_id, "it is an absolute path")
+        if ".." in parts:
+            raise errors.invalid_artifact_id(artifact_id, "it contains '..'")
+        if parts[0].casefold() == _TMP:
+            raise errors.invalid_artifact_id(artifact_id, "tmp/ holds what is not published yet")
+        path = self._base_path.joinpath(*parts)
+        if path == self._base_path:
+            raise errors.invalid_artifact_id(artifact_id, "it names the folder of the store itself")
+        return path
+
+    @contextlib.contextmanager
+    def _unpublished(self, content_body: BinaryIO) -> Iterator[tuple[Path, int]]:
+        """Write a body to a temporary file, whole and synced; it is gone when the block ends."""
+        folder = self._base_path / _TMP
+        self._make_folder(folder)
+        tmp = folder / secrets.token_hex(16)
+        # Not tempfile: its mode 0600 would keep colleagues from reading a shared store.
+        with tmp.open("xb", buffering=0) as file:
+            try:
+                size = 0
+                while piece := content_body.read(_BUFFER_SIZE):
+                    with memoryview(piece) as rest:
+                        size += len(rest)
+                        written = file.write(rest)
+                        while written < len(rest):  # os.write stops at 2,147,479,552 bytes
+                            written += file.write(rest[written:])
+                if (found := os.fstat(file.fileno()).st_size) != size:
+                    raise OSError(f"{tmp} has {found} bytes after {size} were written to it")
+                if self.durable:
+                    os.fsync(file.fileno())
+                yield tmp, file.fileno()
+            finally:
+                tmp.unlink(missing_ok=True)
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make a folder and its parents, and sync the folders in which new ones appeared."""
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            return
+        except FileNotFoundError:
+            self._make_folder(folder.parent)
+            folder.mkdir(exist_ok=True)
+        self._sync_folder(folder.parent)
+
+    def _sync_folder(self, folder: Path) -> None:
+        if not self.durable or os.name == "nt":  # Windows syncs no folders
+            return
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _give_name(tmp: Path, path: Path, descriptor: int) -> bool:
+    """Give a finished file its name unless that is taken; returns whether it got it."""
+    try:
+        path.hardlink_to(tmp)
+    except FileExistsError:
+        return _is_same_file(path, descriptor)
+    except OSError:
+        # A file system without hard links. Callers write the same bytes under the same name, so
+        # a rename that comes second replaces equals by equals.
+        if path.exists():
+            return _is_same_file(path, descriptor)
+        tmp.replace(path)
+    return True
+
+
+def _is_same_file(path: Path, other: Path | int) -> bool:
+    try:
+        return os.path.samefile(path, other)
+    except OSError:
+        return False
+
+
+def _is_file(status: os.stat_result) -> bool:
+    return stat.S_ISREG(status.st_mode)
