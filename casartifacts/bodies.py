@@ -1,0 +1,194 @@
+"""What callers hand in, as bytes that can be read at any offset, twice and by several threads.
+
+Rule 1: the stream stays the caller's: it is read from where it stands, never closed, and left at
+its end when the upload is done.
+Rule 2: nothing that a stream says about its length is believed; only `b""` is the end.
+Rule 3: what goes out is hashed on its way, and its last piece is handed over only if the digest
+agrees: a request whose last piece is withheld stores nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import tempfile
+import threading
+from typing import TYPE_CHECKING, BinaryIO
+
+from casartifacts.digest import BUFFER_SIZE, Hasher
+from casartifacts.errors import ContentChanged
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Outgoing", "Source", "take"]
+
+# Up to 1 MiB a body that cannot seek is kept in memory, larger ones in a temporary file.
+_SPOOL_SIZE = 2**20
+
+
+class Source:
+    """The bytes of a caller's stream, from where it stood to its end."""
+
+    def __init__(self, body: BinaryIO) -> None:
+        self._body = body
+        self._base = body.tell()
+        self._lock = threading.Lock()
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Return bytes from an offset, at least one unless there are no more."""
+        with self._lock:
+            self._body.seek(self._base + offset)
+            return _checked(self._body.read(length))
+
+    def stamp(self) -> tuple[int, ...]:
+        """Return what changes when the bytes do, as far as that can be told without reading."""
+        return ()
+
+    def finish(self, size: int) -> None:
+        """Leave the caller's stream at its end."""
+        self._body.seek(self._base + size)
+
+    def close(self) -> None:
+        """Drop what was copied of the caller's stream, if anything was."""
+
+
+class _FileSource(Source):
+    """A real file: read by offset, without the caller's position and without a lock."""
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        return os.pread(self._body.fileno(), length, self._base + offset)
+
+    def stamp(self) -> tuple[int, ...]:
+        status = os.fstat(self._body.fileno())
+        return status.st_size, status.st_mtime_ns
+
+
+class _SpooledSource(Source):
+    """A copy of a body that cannot seek, which has been read to its end."""
+
+    def finish(self, size: int) -> None:
+        pass  # it is there already
+
+    def close(self) -> None:
+        self._body.close()
+
+
+def take(body: BinaryIO) -> Source:
+    """Make what a caller handed in readable at any offset.
+
+    Raises:
+        TypeError: It is not a binary stream.
+    """
+    if not callable(getattr(body, "read", None)):
+        raise TypeError(
+            f"content_body must be a file opened in binary mode or another object with read(), "
+            f"got {body!r}"
+        )
+    seekable = getattr(body, "seekable", None)
+    if seekable is None or not seekable():
+        return _spool(body)
+    # Exactly these types: gzip and other wrappers hand out the descriptor of something else.
+    if hasattr(os, "pread") and type(body) in {io.FileIO, io.BufferedReader, io.BufferedRandom}:
+        raw = body if isinstance(body, io.FileIO) else body.raw  # type: ignore[attr-defined]
+        if type(raw) is io.FileIO and stat.S_ISREG(os.fstat(raw.fileno()).st_mode):
+            if type(body) is io.BufferedRandom:
+                body.flush()
+            return _FileSource(body)
+    return Source(body)
+
+
+def _spool(body: BinaryIO) -> Source:
+    spool = tempfile.SpooledTemporaryFile(max_size=_SPOOL_SIZE)  # noqa: SIM115 -- close() closes it
+    try:
+        while piece := _checked(body.read(BUFFER_SIZE)):
+            spool.write(piece)
+    except BaseException:
+        spool.close()
+        raise
+    spool.seek(0)
+    return _SpooledSource(spool)  # type: ignore[arg-type]
+
+
+def _checked(piece: object) -> bytes:
+    if not isinstance(piece, bytes | bytearray | memoryview):
+        raise TypeError(
+            f"content_body must be opened in binary mode: read() returned {type(piece).__name__}"
+        )
+    return bytes(piece)
+
+
+class Outgoing(io.RawIOBase):
+    """A range of a source on its way out; every attempt begins at 0 and is checked anew.
+
+    Args:
+        read_at: Returns bytes from an offset of the whole content.
+        start, length: The range, in bytes.
+        digest: What the range was when it was planned.
+    """
+
+    def __init__(
+        self, read_at: Callable[[int, int], bytes], *, start: int, length: int, digest: str
+    ) -> None:
+        self._read_at = read_at
+        self._start = start
+        self._length = length
+        self._digest = digest
+        self._position = 0
+        self._hashed = 0
+        self._hasher = Hasher()
+
+    def __len__(self) -> int:
+        return self._length
+
+    def readable(self) -> bool:
+        """Say yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Say yes: a retry starts again at the beginning."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position in bytes."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a position; reading goes on only where it stopped, or at the beginning."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._length}[whence]
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """Read into a buffer, for callers that wrap this in a BufferedReader."""
+        piece = self.read(len(buffer))
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Return the next bytes.
+
+        Raises:
+            ContentChanged: What was read is not what was planned; the last piece is withheld.
+        """
+        left = self._length - self._position
+        wanted = left if size is None or size < 0 else min(size, left)
+        if wanted <= 0:
+            return b""
+        if self._position != self._hashed:
+            if self._position:
+                raise io.UnsupportedOperation("a body on its way out is read from its beginning")
+            self._hashed, self._hasher = 0, Hasher()
+        piece = self._read_at(self._start + self._position, wanted)
+        self._hasher.update(piece)
+        self._position = self._hashed = self._position + len(piece)
+        if not piece or (
+            self._position == self._length and self._hasher.hexdigest() != self._digest
+        ):
+            raise ContentChanged(
+                f"The content changed while it was being uploaded: bytes {self._start} to "
+                f"{self._start + self._length} are no longer what they were a moment ago. "
+                "Nothing was published; upload it again when nobody writes to it."
+            )
+        return piece

@@ -1,0 +1,97 @@
+"""Content-defined chunking: where a content is cut, so that equal stretches become equal chunks.
+
+The algorithm is FastCDC 2020 (Xia et al., "The Design of Fast Content-Defined Chunking for Data
+Deduplication Based Storage Systems", IEEE TPDS 31(9)), as pyfastcdc implements it with the gear
+table of the authors' reference code. Where its compiled wheel is missing, fixed cuts are used: the
+pure Python fallback of pyfastcdc makes 10 MiB/s.
+
+Rule 1: pure; bytes in, lengths out. Files, threads and digests are somebody else's.
+Rule 2: where a chunk ends depends on its own bytes alone, not on how the content was handed in.
+Rule 3: a change of the parameters costs sharing with older contents, never a byte: every manifest
+carries its own table.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["ChunkerParameters", "Cutter"]
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkerParameters:
+    """How contents are cut; sizes in bytes.
+
+    The mean is about minimum + average, 192 KiB: 36 bytes of chunk table are 0.02 % of it.
+    """
+
+    algorithm: str = "fastcdc-2020"
+    minimum: int = 64 * 2**10
+    average: int = 128 * 2**10
+    maximum: int = 2**20
+    normalization: int = 1
+
+
+class Cutter:
+    """Cuts one content that is handed in window by window.
+
+    Args:
+        parameters: How to cut; a window that is not the last must be longer than its `maximum`.
+    """
+
+    def __init__(self, parameters: ChunkerParameters) -> None:
+        self._lengths = _fastcdc(parameters) or _fixed(parameters)
+
+    def cut(self, window: memoryview, *, is_last: bool) -> list[int]:
+        """Return the lengths of the chunks at the beginning of this window.
+
+        What follows them is not decided yet: the next window begins with it. The last window is
+        cut to its end.
+        """
+        lengths = list(self._lengths(window))
+        if not is_last:
+            lengths.pop()  # it ends where the window ends, which says nothing
+        return lengths
+
+
+def _fastcdc(parameters: ChunkerParameters) -> Callable[[memoryview], Iterator[int]] | None:
+    make = _compiled_fastcdc()
+    if make is None or parameters.algorithm != "fastcdc-2020":
+        return None
+    # One object is not for concurrent use, so every content has its own.
+    chunker = make(
+        parameters.average,
+        min_size=parameters.minimum,
+        max_size=parameters.maximum,
+        normalized_chunking=parameters.normalization,
+    )
+    return lambda window: (chunk.length for chunk in chunker.cut_buf(window))
+
+
+def _fixed(parameters: ChunkerParameters) -> Callable[[memoryview], Iterator[int]]:
+    size = parameters.minimum + parameters.average
+    return lambda window: (min(size, len(window) - at) for at in range(0, len(window), size))
+
+
+@cache
+def _compiled_fastcdc() -> Any | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pyfastcdc's own warning; ours says what follows from it
+        try:
+            from pyfastcdc.cy import FastCDC
+        except ImportError:
+            _logger.warning(
+                "pyfastcdc has no compiled part on this machine: contents are cut at fixed "
+                "offsets, so shifted content is not recognised. Equal files still are."
+            )
+            return None
+    return FastCDC

@@ -1,0 +1,177 @@
+"""Reading a source for the second time: its chunks, and the blobs that it is stored as.
+
+One pass over the file, in which two threads work: this one cuts and hashes the chunks, another
+hashes blobs and the whole. The blobs are handed out while the pass goes on, so that they are sent
+beside it.
+
+Rule 1: the digest of the first pass is the truth. A file that gives another one now is refused,
+and no manifest is made.
+Rule 2: a blob ends where a chunk ends, so that no chunk lies in two blobs.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from casartifacts.chunking import Cutter
+from casartifacts.digest import Hasher
+from casartifacts.errors import ContentChanged
+from casartifacts.manifest import BLOB_LIMIT, ChunkTable, Manifest, Segment
+from casartifacts.parallel import start
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from concurrent.futures import Future
+
+    from casartifacts.bodies import Source
+    from casartifacts.chunking import ChunkerParameters
+
+__all__ = ["NewBlob", "Plan"]
+
+# 4 MiB: longer than the longest chunk, and large enough that the work on it hides the cost of
+# handing it to a thread.
+_WINDOW_SIZE = 4 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class NewBlob:
+    """A range of the content, in bytes, that is stored as a blob with this digest."""
+
+    start: int
+    length: int
+    digest: str
+
+
+class Plan:
+    """How a content is stored that nothing is known of.
+
+    Iterate over it for its blobs; after the last one, `manifest()` tells how they make the content.
+    """
+
+    def __init__(
+        self, source: Source, *, digest: str, size: int, chunker: ChunkerParameters
+    ) -> None:
+        self._source = source
+        self._digest = digest
+        self._size = size
+        self._chunker = chunker
+        self._lengths: array[int] = array("I")
+        self._digests = bytearray()
+        self._blobs: list[NewBlob] = []
+
+    def manifest(self) -> Manifest:
+        """Return the manifest; the plan has been iterated over to its end."""
+        return Manifest(
+            digest=self._digest,
+            size=self._size,
+            blobs=tuple((blob.digest, blob.length) for blob in self._blobs),
+            segments=tuple(
+                Segment(index, 0, blob.length) for index, blob in enumerate(self._blobs)
+            ),
+            chunks=ChunkTable(self._lengths, bytes(self._digests)),
+            chunker=self._chunker,
+        )
+
+    def __iter__(self) -> Iterator[NewBlob]:
+        """Read the source and yield its blobs in order.
+
+        Raises:
+            ContentChanged: The source is not what it was in the first pass.
+        """
+        blobs = _BlobHasher()
+        working: Future[list[NewBlob]] | None = None
+        try:
+            for window, lengths in self._windows():
+                if working is not None:
+                    yield from self._note(working.result())
+                working = start(partial(blobs.add, window, lengths))
+                at = 0
+                for length in lengths:
+                    self._digests += Hasher(window[at : at + length]).digest()
+                    at += length
+                self._lengths.extend(lengths)
+            if working is not None:
+                yield from self._note(working.result())
+            yield from self._note(blobs.finish())
+        finally:
+            if working is not None:
+                working.exception()  # it works on a window that is about to go
+        if blobs.content.hexdigest() != self._digest:
+            raise _changed(self._digest, f"digest {blobs.content.hexdigest()}")
+
+    def _note(self, blobs: list[NewBlob]) -> list[NewBlob]:
+        self._blobs += blobs
+        return blobs
+
+    def _windows(self) -> Iterator[tuple[memoryview, list[int]]]:
+        """Yield stretches of the content with the lengths of the chunks in each."""
+        cutter = Cutter(self._chunker)
+        # Two buffers in turn: while one is worked on, the other is filled.
+        buffers = [memoryview(bytearray(_WINDOW_SIZE)) for _ in range(2)]
+        rest = memoryview(b"")
+        offset = 0
+        while offset < self._size:
+            buffers.reverse()
+            window = buffers[0]
+            window[: len(rest)] = rest
+            filled = len(rest)
+            wanted = min(_WINDOW_SIZE, self._size - offset)
+            while filled < wanted:
+                piece = self._source.read_at(offset + filled, wanted - filled)
+                if not piece:
+                    raise _changed(self._digest, f"an end after {offset + filled} bytes")
+                window[filled : filled + len(piece)] = piece
+                filled += len(piece)
+            window = window[:filled]
+            lengths = cutter.cut(window, is_last=offset + filled == self._size)
+            done = sum(lengths)
+            yield window[:done], lengths
+            rest = window[done:]
+            offset += done
+
+
+class _BlobHasher:
+    """Hashes the whole, and packs chunks into blobs; called by one thread at a time."""
+
+    def __init__(self) -> None:
+        self.content = Hasher()
+        self._blob = Hasher()
+        self._start = 0
+        self._length = 0
+
+    def add(self, window: memoryview, lengths: list[int]) -> list[NewBlob]:
+        """Take the next chunks; return the blobs that are full."""
+        self.content.update(window)
+        full = []
+        begin = at = 0
+        for length in lengths:
+            if self._length + (at - begin) + length > BLOB_LIMIT:
+                self._take(window[begin:at])
+                full += self.finish()
+                begin = at
+            at += length
+        self._take(window[begin:at])
+        return full
+
+    def _take(self, piece: memoryview) -> None:
+        self._blob.update(piece)
+        self._length += len(piece)
+
+    def finish(self) -> list[NewBlob]:
+        """End the blob, if there is one."""
+        if not self._length:
+            return []
+        blob = NewBlob(self._start, self._length, self._blob.hexdigest())
+        self._start += self._length
+        self._length, self._blob = 0, Hasher()
+        return [blob]
+
+
+def _changed(digest: str, found: str) -> ContentChanged:
+    return ContentChanged(
+        f"The content changed while it was being uploaded: its first reading gave digest {digest}, "
+        f"the second {found}. Nothing was published; upload it again when nobody writes to it."
+    )

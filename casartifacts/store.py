@@ -1,0 +1,547 @@
+"""ContentStore: an artifact id leads to a ref, a ref to a content, a content to blobs.
+
+The order of writes is blobs, manifest, ref: what exists never names what does not. A crash leaves
+at most bytes that no ref reaches, which garbage collection takes.
+
+Rule 1 (K in the design): a record counts only if, when its write is acknowledged, everything that
+it names is known to be live by an answer at most one hour old; older: ask again, send again.
+Rule 2: no byte leaves unverified; the cache and the backend are verified in their own rooms.
+Rule 3: a failing cache is gone around; it never fails a read.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+from casartifacts import errors, files, names, reading
+from casartifacts.bodies import Outgoing, take
+from casartifacts.cache import CacheUnavailable
+from casartifacts.digest import BUFFER_SIZE, Hasher
+from casartifacts.errors import CasartifactsError, ContentChanged, CorruptArtifact, StoreMismatch
+from casartifacts.knowledge import Knowledge
+from casartifacts.manifest import smallest_size
+from casartifacts.parallel import WORKERS, in_order
+from casartifacts.planning import NewBlob, Plan
+from casartifacts.records import Ref, StoreRecord
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterator, Mapping
+
+    from casartifacts.bodies import Source
+    from casartifacts.cache import ArtifactCache
+    from casartifacts.protocols import Backend
+
+    Progress = Callable[[int, int], None]
+
+__all__ = ["ContentStore"]
+
+# A ref is a few hundred bytes; file names and origins are bounded by what callers send.
+_LARGEST_REF = 2**20
+
+# What the cache notes of an id that was removed: ask the backend.
+_REMOVED = "removed"
+
+# How often a record is sent again because an hour passed while it was sent. Each takes an hour or
+# a clock that jumps: more than a few mean that something is broken.
+_MOST_SENDS = 5
+
+
+class ContentStore:
+    """An artifact store that keeps equal contents once, over any backend.
+
+    It has the three methods of Optuna's stores and may be given to every function that takes one.
+
+    Args:
+        backend: Where the bytes lie.
+        cache: Where contents are kept near this process, so that reading one again costs no
+            request; None for none.
+    """
+
+    def __init__(self, backend: Backend, *, cache: ArtifactCache | None = None) -> None:
+        self.backend = backend
+        self.cache = cache
+        self._knowledge = Knowledge()
+        self._record: tuple[bytes, StoreRecord] | None = None
+
+    def __repr__(self) -> str:
+        cache = "" if self.cache is None else f", cache={self.cache!r}"
+        return f"ContentStore({self.backend!r}{cache})"
+
+    def __getstate__(self) -> dict[str, object]:
+        # What this process was told is not for another one.
+        return {"backend": self.backend, "cache": self.cache}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    # Writing
+
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        """Store all that the body still has to give under this id, replacing what it led to."""
+        self.add(content_body, artifact_id=artifact_id)
+
+    def add(
+        self,
+        body: BinaryIO,
+        *,
+        artifact_id: str | None = None,
+        filename: str | None = None,
+        mimetype: str | None = None,
+        encoding: str | None = None,
+        origin: Mapping[str, str] | None = None,
+        progress: Progress | None = None,
+    ) -> str:
+        """Store a content and the ref that leads to it.
+
+        Args:
+            body: A binary stream; it is read from where it stands to its end.
+            artifact_id: The id; by default a fresh one.
+            filename: The name to list; kept in the ref, as the next three.
+            mimetype: A MIME type.
+            encoding: A content encoding such as gzip.
+            origin: Where the upload comes from, such as the name of a study.
+            progress: Called with the bytes that are stored and the bytes in all.
+
+        Returns:
+            The artifact id.
+
+        Raises:
+            ValueError: The id is refused.
+            TypeError: The body is no binary stream.
+            ContentChanged: The body changed while it was read; nothing was published.
+            StoreMismatch: The backend holds a store of another format, or of other settings.
+        """
+        if artifact_id is not None:
+            names.check_artifact_id(artifact_id)
+        record = self._record_for_writing()
+        source = take(body)
+        try:
+            upload = _Upload(source, record, progress)
+            if artifact_id is None:
+                artifact_id = names.new_artifact_id(upload.digest)
+            elif names.digest_in(artifact_id) not in {None, upload.digest}:
+                raise errors.invalid_artifact_id(
+                    artifact_id, f"it names another content than these bytes, {upload.digest}"
+                )
+            ref = Ref(
+                artifact_id=artifact_id,
+                digest=upload.digest,
+                size=upload.size,
+                filename=filename,
+                mimetype=mimetype,
+                encoding=encoding,
+                uploaded_at=datetime.now(UTC).isoformat(timespec="microseconds"),
+                origin=origin,
+            )
+            name = names.ref(artifact_id)
+            self._send(
+                lambda: (ref.encode(), [self._keep(upload)]),
+                lambda body: self._write(name, body),
+            )
+            source.finish(upload.size)
+        finally:
+            source.close()
+        upload.report(upload.size)
+        if self._recall(artifact_id) is not None:
+            self._remember(artifact_id, upload.digest)
+        return artifact_id
+
+    def is_fresh(self, artifact_id: str) -> bool:
+        """Tell whether this process was told within the last hour that the ref is live."""
+        return self._knowledge.is_fresh(names.ref(artifact_id))
+
+    def remove(self, artifact_id: str) -> None:
+        """Drop the ref of this id; a copy of it waits in the trash until garbage collection.
+
+        The content stays as long as another ref leads to it. An artifact that Optuna stored as a
+        plain object is deleted.
+
+        Raises:
+            ArtifactNotFound: There is neither a ref nor a plain object.
+            ValueError: The id is refused.
+        """
+        names.check_artifact_id(artifact_id)
+        name = names.ref(artifact_id)
+        self._knowledge.forget(name)
+        self._remember(artifact_id, _REMOVED)
+        body = self._read_ref(artifact_id)
+        if body is not None:
+            # A fresh object: its own time in the backend is the time of the removal.
+            self.backend.write(names.trashed_ref(artifact_id), io.BytesIO(body))
+            self.backend.remove(name)
+        if self.backend.stat(artifact_id) is not None:
+            self.backend.remove(artifact_id)
+        elif body is None:
+            raise errors.not_found(artifact_id, self)
+
+    # Reading
+
+    def open_reader(self, artifact_id: str) -> BinaryIO:
+        """Open the content of this artifact; every byte that it gives is verified.
+
+        Raises:
+            ArtifactNotFound: There is no such artifact.
+            CorruptArtifact: The stored bytes are wrong; large contents raise it while being read.
+            ValueError: The id is refused.
+        """
+        names.check_artifact_id(artifact_id)
+        if (cached := self._open_cached(artifact_id)) is not None:
+            return cached
+        ref = self._find_ref(artifact_id)
+        if ref is None:
+            return self._open_plain(artifact_id)
+        if (cached := self._fetch(ref, None)) is not None:
+            return cached
+        pieces = self._content(ref)
+        if self._is_small(ref):
+            return io.BytesIO(next(pieces))
+        return io.BufferedReader(reading.PieceReader(pieces), BUFFER_SIZE)
+
+    def download(
+        self,
+        artifact_id: str,
+        file_path: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        """Write an artifact to a file that is whole and verified, or absent.
+
+        Args:
+            artifact_id: The id.
+            file_path: The file to make; its folder exists.
+            overwrite: Whether a file that exists is replaced, at once.
+            progress: Called with the bytes that are there and the bytes in all.
+
+        Raises:
+            ArtifactNotFound: There is no such artifact.
+            CorruptArtifact: The stored bytes are wrong.
+            FileExistsError: The file exists.
+            FileNotFoundError: Its folder does not.
+            ValueError: The id is refused.
+        """
+        names.check_artifact_id(artifact_id)
+        with files.publishing(file_path, overwrite=overwrite) as target:
+            reader = self._open_cached(artifact_id)
+            if reader is None:
+                ref = self._find_ref(artifact_id)
+                if ref is None:
+                    with self._open_plain(artifact_id) as plain:
+                        shutil.copyfileobj(plain, target, BUFFER_SIZE)
+                    return
+                reader = self._fetch(ref, progress)
+                if reader is None:
+                    done = 0
+                    for piece in self._content(ref):
+                        done += files.write(target, piece)
+                        _report(progress, done, ref.size)
+                    return
+            with reader:
+                size = files.copy(reader, target)
+            _report(progress, size, size)
+
+    def stat(self, artifact_id: str) -> Ref:
+        """Return what is known of an artifact, without its bytes.
+
+        Of one that Optuna stored as a plain object that is its size and its time.
+
+        Raises:
+            ArtifactNotFound: There is no such artifact.
+            CorruptArtifact: Its ref is damaged.
+            ValueError: The id is refused.
+        """
+        names.check_artifact_id(artifact_id)
+        ref = self._find_ref(artifact_id)
+        if ref is not None:
+            return ref
+        plain = self.backend.stat(artifact_id)
+        if plain is None:
+            raise errors.not_found(artifact_id, self)
+        return Ref(
+            artifact_id=artifact_id,
+            digest=None,
+            size=plain.size,
+            filename=None,
+            mimetype=None,
+            encoding=None,
+            uploaded_at=datetime.fromtimestamp(plain.modified, UTC).isoformat(),
+        )
+
+    # How a content becomes live
+
+    def _keep(self, upload: _Upload) -> str:
+        """See to it that a content is live, and return the name by which it is."""
+        if upload.small is not None:
+            blob = NewBlob(0, upload.size, upload.digest)
+            name = self._keep_blob(blob, upload.read_small)
+        else:
+            name = names.manifest(upload.digest)
+            sizes = range(smallest_size(upload.size, upload.record.chunker), sys.maxsize)
+            if not self._is_live(name, sizes):
+                self._send(
+                    lambda: self._keep_blobs(upload),
+                    lambda body: self._publish(name, body, sizes),
+                )
+        upload.check_unchanged()
+        return name
+
+    def _keep_blobs(self, upload: _Upload) -> tuple[bytes, list[str]]:
+        """Store a content as blobs; return its manifest and what that names."""
+        plan = Plan(
+            upload.source, digest=upload.digest, size=upload.size, chunker=upload.record.chunker
+        )
+
+        def keep(blob: NewBlob) -> tuple[str, int]:
+            return self._keep_blob(blob, upload.source.read_at), blob.length
+
+        kept = []
+        done = 0
+        # One worker is left for the plan itself, which goes on beside the uploads.
+        for name, length in in_order(keep, plan, ahead=WORKERS - 1):
+            kept.append(name)
+            done += length
+            upload.report(done)
+        upload.check_unchanged()
+        return plan.manifest().encode(), kept
+
+    def _keep_blob(self, blob: NewBlob, read_at: Callable[[int, int], bytes]) -> str:
+        name = names.blob(blob.digest)
+        sizes = range(blob.length, blob.length + 1)
+        if not self._is_live(name, sizes):
+            body = Outgoing(read_at, start=blob.start, length=blob.length, digest=blob.digest)
+            self._publish(name, cast("BinaryIO", body), sizes)
+        return name
+
+    def _is_live(self, name: str, sizes: range) -> bool:
+        """Tell whether something of one of these sizes (bytes) is live under a name."""
+        # Where a question costs nothing it is asked: somebody may have deleted the whole folder.
+        if self.backend.remote and self._knowledge.is_fresh(name):
+            return True
+        asked_at = self._knowledge.now()
+        found = self.backend.stat(name)
+        if found is None or found.size not in sizes:
+            self._knowledge.forget(name)
+            return False
+        self._knowledge.learn(name, asked_at=asked_at)
+        return True
+
+    def _publish(self, name: str, body: BinaryIO, sizes: range) -> None:
+        """Write what is the same whoever writes it; only what has a wrong size is replaced."""
+        asked_at = self._knowledge.now()
+        if self.backend.write_if_absent(name, body):
+            self._knowledge.learn(name, asked_at=asked_at)
+        elif not self._is_live(name, sizes):
+            body.seek(0)
+            self._write(name, body)
+
+    def _write(self, name: str, body: BinaryIO) -> None:
+        asked_at = self._knowledge.now()
+        self.backend.write(name, body)
+        self._knowledge.learn(name, asked_at=asked_at)
+
+    def _send(
+        self,
+        prepare: Callable[[], tuple[bytes, list[str]]],
+        send: Callable[[BinaryIO], None],
+    ) -> None:
+        """Send a record by rule K; `prepare` makes live what the record names and returns both."""
+        for _ in range(_MOST_SENDS):
+            body, needed = prepare()
+            try:
+                send(_Vouched(body, needed, self._knowledge))
+            except _StaleError:
+                continue
+            if all(map(self._knowledge.is_fresh, needed)):
+                return
+        raise CasartifactsError(
+            f"A record was sent {_MOST_SENDS} times to {self.backend!r}, and each time more than an"
+            " hour passed before it was acknowledged. Nothing was published; mend the connection "
+            "or the clock and upload again."
+        )
+
+    # How a content is found
+
+    def _content(self, ref: Ref) -> Iterator[bytes]:
+        return reading.content(
+            self.backend, digest=_digest_of(ref), size=ref.size, is_small=self._is_small(ref)
+        )
+
+    def _is_small(self, ref: Ref) -> bool:
+        record = self._record[1] if self._record else self._read_record()
+        limit = (record or StoreRecord(durable=True)).small_content_limit
+        return ref.size <= limit
+
+    def _open_plain(self, artifact_id: str) -> BinaryIO:
+        """Open what Optuna stored as a plain object under this id."""
+        return self.backend.open_reader(artifact_id)
+
+    def _find_ref(self, artifact_id: str) -> Ref | None:
+        body = self._read_ref(artifact_id)
+        if body is None:
+            return None
+        ref = Ref.decode(body, artifact_id, self.backend)
+        if names.digest_in(artifact_id) not in {None, ref.digest}:
+            raise CorruptArtifact(
+                f"The ref of artifact {artifact_id!r} in {self.backend!r} leads to another content,"
+                f" {ref.digest}. Nothing was delivered."
+            )
+        return ref
+
+    def _read_ref(self, artifact_id: str) -> bytes | None:
+        try:
+            return self.backend.read_range(names.ref(artifact_id), 0, _LARGEST_REF)
+        except errors.ArtifactNotFound:
+            return None
+
+    # The cache
+
+    def _open_cached(self, artifact_id: str) -> BinaryIO | None:
+        """Open what the cache has for an id, without asking the backend."""
+        if self.cache is None or not names.is_written_once(artifact_id):
+            return None
+        noted = self._recall(artifact_id)
+        digest = names.digest_in(artifact_id) or noted
+        if digest is None or noted == _REMOVED:
+            return None
+        return self.cache.open(digest)
+
+    def _fetch(self, ref: Ref, progress: Progress | None) -> BinaryIO | None:
+        """Bring a content into the cache and open it there; None if the cache cannot have it."""
+        if self.cache is None:
+            return None
+        digest = _digest_of(ref)
+        reader = self.cache.open(digest)
+        if reader is None:
+            try:
+                with self.cache.admit(digest, size=ref.size) as slot:
+                    if slot is None:
+                        return None
+                    done = 0
+                    for piece in self._content(ref):
+                        slot.write_at(piece, done)
+                        done += len(piece)
+                        _report(progress, done, ref.size)
+                    reader = slot.publish()
+            except CacheUnavailable:
+                return None
+        noted = self._recall(ref.artifact_id)
+        if noted != digest and (noted or names.digest_in(ref.artifact_id) is None):
+            self._remember(ref.artifact_id, digest)
+        return reader
+
+    def _recall(self, artifact_id: str) -> str | None:
+        if self.cache is None or not names.is_written_once(artifact_id):
+            return None
+        return self.cache.recall(names.ref(artifact_id))
+
+    def _remember(self, artifact_id: str, note: str) -> None:
+        if self.cache is not None and names.is_written_once(artifact_id):
+            self.cache.remember(names.ref(artifact_id), note)
+
+    # The store's own record
+
+    def _record_for_writing(self) -> StoreRecord:
+        """Return what this store was made with, making it if there is none yet."""
+        if self._record is not None and self.backend.remote:
+            record: StoreRecord | None = self._record[1]
+        else:
+            record = self._read_record()
+        if record is None:
+            made = StoreRecord(durable=self.backend.durable).encode()
+            self.backend.write_if_absent(names.STORE_RECORD, io.BytesIO(made))
+            record = self._read_record()
+        if record is None:
+            raise StoreMismatch(
+                f"{names.STORE_RECORD} was written to {self.backend!r} but cannot be read back; "
+                "nothing is stored in a place that loses what it acknowledged."
+            )
+        if record.durable and not self.backend.durable:
+            raise StoreMismatch(
+                f"The store in {self.backend!r} promises that what was acknowledged survives a "
+                "power cut; open it without durable=False, or make another one."
+            )
+        return record
+
+    def _read_record(self) -> StoreRecord | None:
+        try:
+            body = self.backend.read_range(names.STORE_RECORD, 0, _LARGEST_REF)
+        except errors.ArtifactNotFound:
+            return None
+        if self._record is None or self._record[0] != body:
+            self._record = body, StoreRecord.decode(body, self.backend)
+        return self._record[1]
+
+
+class _Upload:
+    """What one call of `add` carries: the source after its first pass.
+
+    `small` are the bytes of a content up to the small limit, which is read only once.
+    """
+
+    def __init__(self, source: Source, record: StoreRecord, progress: Progress | None) -> None:
+        self.source = source
+        self.record = record
+        self._progress = progress
+        self._stamp = source.stamp()
+        hasher = Hasher()
+        head = bytearray()
+        size = 0
+        while piece := source.read_at(size, BUFFER_SIZE):
+            hasher.update(piece)
+            size += len(piece)
+            if size <= record.small_content_limit:
+                head += piece
+        self.digest = hasher.hexdigest()
+        self.size = size
+        self.small = bytes(head) if size <= record.small_content_limit else None
+        self.check_unchanged()
+
+    def check_unchanged(self) -> None:
+        """Refuse a file that somebody has written to since the upload began."""
+        if self.source.stamp() != self._stamp:
+            raise ContentChanged(
+                "The file changed while it was being uploaded: its size or modification time is "
+                "another one now. Nothing was published; upload it again when nobody writes to it."
+            )
+
+    def read_small(self, offset: int, length: int) -> bytes:
+        """Read from the bytes of a small content."""
+        return (self.small or b"")[offset : offset + length]
+
+    def report(self, done: int) -> None:
+        """Say how many bytes are stored."""
+        _report(self._progress, done, self.size)
+
+
+class _StaleError(Exception):
+    """What a record names is not known to be live any more."""
+
+
+class _Vouched(io.BytesIO):
+    """A record on its way out: each attempt to send it first asks whether it still may be sent."""
+
+    def __init__(self, body: bytes, needed: list[str], knowledge: Knowledge) -> None:
+        super().__init__(body)
+        self._needed = needed
+        self._knowledge = knowledge
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.tell() == 0 and not all(map(self._knowledge.is_fresh, self._needed)):
+            raise _StaleError
+        return super().read(size)
+
+
+def _report(progress: Progress | None, done: int, size: int) -> None:
+    if progress is not None:
+        progress(done, size)
+
+
+def _digest_of(ref: Ref) -> str:
+    if ref.digest is None:
+        raise TypeError(f"{ref} is of a plain object and leads to no content")
+    return ref.digest
