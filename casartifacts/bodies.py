@@ -22,7 +22,7 @@ from casartifacts.errors import ContentChanged
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Outgoing", "Source", "take"]
+__all__ = ["Outgoing", "Range", "Source", "take"]
 
 # Up to 1 MiB a body that cannot seek is kept in memory, larger ones in a temporary file.
 _SPOOL_SIZE = 2**20
@@ -46,6 +46,13 @@ class Source:
         """Return what changes when the bytes do, as far as that can be told without reading."""
         return ()
 
+    def size(self) -> int:
+        """Return how many bytes there are; they are read to count them, where nobody knows."""
+        counted = 0
+        while piece := self.read_at(counted, BUFFER_SIZE):
+            counted += len(piece)
+        return counted
+
     def finish(self, size: int) -> None:
         """Leave the caller's stream at its end."""
         self._body.seek(self._base + size)
@@ -63,6 +70,9 @@ class _FileSource(Source):
     def stamp(self) -> tuple[int, ...]:
         status = os.fstat(self._body.fileno())
         return status.st_size, status.st_mtime_ns
+
+    def size(self) -> int:
+        return max(0, os.fstat(self._body.fileno()).st_size - self._base)
 
 
 class _SpooledSource(Source):
@@ -119,25 +129,19 @@ def _checked(piece: object) -> bytes:
     return bytes(piece)
 
 
-class Outgoing(io.RawIOBase):
-    """A range of a source on its way out; every attempt begins at 0 and is checked anew.
+class Range(io.RawIOBase):
+    """A range of a source as a stream that can be read again from its beginning.
 
     Args:
-        read_at: Returns bytes from an offset of the whole content.
+        read_at: Returns bytes from an offset of the source.
         start, length: The range, in bytes.
-        digest: What the range was when it was planned.
     """
 
-    def __init__(
-        self, read_at: Callable[[int, int], bytes], *, start: int, length: int, digest: str
-    ) -> None:
+    def __init__(self, read_at: Callable[[int, int], bytes], *, start: int, length: int) -> None:
         self._read_at = read_at
         self._start = start
         self._length = length
-        self._digest = digest
         self._position = 0
-        self._hashed = 0
-        self._hasher = Hasher()
 
     def __len__(self) -> int:
         return self._length
@@ -147,7 +151,7 @@ class Outgoing(io.RawIOBase):
         return True
 
     def seekable(self) -> bool:
-        """Say yes: a retry starts again at the beginning."""
+        """Say yes."""
         return True
 
     def tell(self) -> int:
@@ -155,7 +159,7 @@ class Outgoing(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a position; reading goes on only where it stopped, or at the beginning."""
+        """Go to a position in bytes."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._length}[whence]
         self._position = base + offset
         return self._position
@@ -170,25 +174,55 @@ class Outgoing(io.RawIOBase):
         """Return the next bytes.
 
         Raises:
-            ContentChanged: What was read is not what was planned; the last piece is withheld.
+            ContentChanged: The source has become shorter.
         """
         left = self._length - self._position
         wanted = left if size is None or size < 0 else min(size, left)
         if wanted <= 0:
             return b""
-        if self._position != self._hashed:
-            if self._position:
-                raise io.UnsupportedOperation("a body on its way out is read from its beginning")
-            self._hashed, self._hasher = 0, Hasher()
         piece = self._read_at(self._start + self._position, wanted)
+        if not piece:
+            raise self._changed()
+        self._position += len(piece)
+        return piece
+
+    def _changed(self) -> ContentChanged:
+        return ContentChanged(
+            f"The content changed while it was being uploaded: bytes {self._start} to "
+            f"{self._start + self._length} are no longer what they were a moment ago. "
+            "Nothing was published; upload it again when nobody writes to it."
+        )
+
+
+class Outgoing(Range):
+    """A range of a source on its way out; every attempt begins at 0 and is checked anew.
+
+    Args:
+        read_at, start, length: As for `Range`.
+        digest: What the range was when it was planned.
+    """
+
+    def __init__(
+        self, read_at: Callable[[int, int], bytes], *, start: int, length: int, digest: str
+    ) -> None:
+        super().__init__(read_at, start=start, length=length)
+        self._digest = digest
+        self._hashed = 0
+        self._hasher = Hasher()
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Return the next bytes.
+
+        Raises:
+            ContentChanged: What was read is not what was planned; the last piece is withheld.
+        """
+        if self._position == 0:
+            self._hashed, self._hasher = 0, Hasher()
+        elif self._position != self._hashed:
+            raise io.UnsupportedOperation("a body on its way out is read from its beginning")
+        piece = super().read(size)
         self._hasher.update(piece)
-        self._position = self._hashed = self._position + len(piece)
-        if not piece or (
-            self._position == self._length and self._hasher.hexdigest() != self._digest
-        ):
-            raise ContentChanged(
-                f"The content changed while it was being uploaded: bytes {self._start} to "
-                f"{self._start + self._length} are no longer what they were a moment ago. "
-                "Nothing was published; upload it again when nobody writes to it."
-            )
+        self._hashed = self._position
+        if self._position == self._length and self._hasher.hexdigest() != self._digest:
+            raise self._changed()
         return piece

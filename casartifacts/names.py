@@ -30,6 +30,8 @@ __all__ = [
     "TRASH",
     "blob",
     "check_artifact_id",
+    "check_name",
+    "check_prefix",
     "digest_in",
     "is_written_once",
     "manifest",
@@ -84,37 +86,62 @@ def is_written_once(artifact_id: str) -> bool:
     return _OURS.fullmatch(artifact_id) is not None or _UUID.fullmatch(artifact_id) is not None
 
 
+def check_name(name: str) -> list[str]:
+    """Refuse what cannot be a name in any backend; return its components.
+
+    Raises:
+        ValueError: `Invalid artifact_id: ...`, as Optuna's stores say it.
+    """
+    if not isinstance(name, str):
+        raise errors.invalid_artifact_id(name, "it must be a str")
+    if not name:
+        raise errors.invalid_artifact_id(name, "it is empty")
+    try:
+        length = len(name.encode())
+    except UnicodeEncodeError:
+        raise errors.invalid_artifact_id(name, "it is no valid Unicode") from None
+    if length > _LONGEST_ID:
+        raise errors.invalid_artifact_id(
+            name, f"it has {length} bytes, at most {_LONGEST_ID} are allowed"
+        )
+    if "\0" in name:
+        raise errors.invalid_artifact_id(name, "it contains a NUL character")
+    # Backslashes and drive letters are separators on Windows, where the same store may be opened.
+    components = re.split(r"[/\\]", name)
+    if not components[0] or re.match(r"[A-Za-z]:", name):
+        raise errors.invalid_artifact_id(name, "it is an absolute path")
+    if ".." in components:
+        raise errors.invalid_artifact_id(name, "it contains '..'")
+    return components
+
+
 def check_artifact_id(artifact_id: str) -> None:
     """Refuse what cannot be an artifact id on every backend alike.
 
     Raises:
         ValueError: `Invalid artifact_id: ...`, as Optuna's stores say it.
     """
-    if not isinstance(artifact_id, str):
-        raise errors.invalid_artifact_id(artifact_id, "it must be a str")
-    if not artifact_id:
-        raise errors.invalid_artifact_id(artifact_id, "it is empty")
-    try:
-        length = len(artifact_id.encode())
-    except UnicodeEncodeError:
-        raise errors.invalid_artifact_id(artifact_id, "it is no valid Unicode") from None
-    if length > _LONGEST_ID:
-        raise errors.invalid_artifact_id(
-            artifact_id, f"it has {length} bytes, at most {_LONGEST_ID} are allowed"
-        )
-    if "\0" in artifact_id:
-        raise errors.invalid_artifact_id(artifact_id, "it contains a NUL character")
-    # Backslashes and drive letters are separators on Windows, where the same store may be opened.
-    components = re.split(r"[/\\]", artifact_id)
-    if components[0] == "" or re.match(r"[A-Za-z]:", artifact_id):
-        raise errors.invalid_artifact_id(artifact_id, "it is an absolute path")
-    if ".." in components:
-        raise errors.invalid_artifact_id(artifact_id, "it contains '..'")
-    for component in components:
+    for component in check_name(artifact_id):
         if component.casefold() in FOLDERS:
             raise errors.invalid_artifact_id(
                 artifact_id, f"{component!r} is the name of a folder of the store"
             )
+
+
+def check_prefix(prefix: str) -> str:
+    """Return a prefix without slashes around it, refusing what cannot be one.
+
+    Raises:
+        ValueError: It is no plain path, or a component of it is the name of a folder of the store.
+    """
+    stripped = prefix.strip("/")
+    if not stripped:
+        return ""
+    try:
+        check_artifact_id(stripped)
+    except ValueError as error:
+        raise ValueError(f"prefix {prefix!r} cannot be used: {error}") from None
+    return stripped
 
 
 def ref(artifact_id: str) -> str:

@@ -1,0 +1,336 @@
+"""An S3 bucket, or one of any server that speaks S3, as a place for named bytes.
+
+Every request is small enough to be retried blindly where `ContentStore` stands above: it writes
+blobs of at most 64 MiB. Used alone, for artifacts of any size, a body above that goes out in parts.
+
+Rule 1: what a server does with conditions and checksums differs, and none of it is relied upon:
+content-named bytes are the same whoever writes them, and they are verified when they are read.
+Rule 2: a body is streamed: what this holds in memory does not grow with it.
+Rule 3: an error of the caller's body reaches the caller as it is, not wrapped by the SDK.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+from casartifacts import errors, names
+from casartifacts.backends.streaming import Guarded, Placed, stream_reader
+from casartifacts.bodies import Range, take
+from casartifacts.protocols import Entry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+__all__ = ["Boto3ArtifactStore"]
+
+# The pool has at most 8 workers; a caller's own threads come on top.
+_CONNECTIONS = 32
+
+# One PUT up to here, parts of this size above; S3 wants at least 5 MiB and at most 10,000 parts.
+_PART_SIZE = 64 * 2**20
+_MOST_PARTS = 10_000
+
+# A first-comer may be writing the same name: S3 answers 409 and says "try again".
+_MOST_CONFLICTS = 5
+
+_MISSING = {"NoSuchKey", "404", "NotFound"}
+
+
+class Boto3ArtifactStore:
+    """Keeps each artifact as one object in a bucket.
+
+    Args:
+        bucket_name: The bucket; it exists.
+        client: A boto3 S3 client; by default one is made by the usual AWS settings.
+        avoid_buf_copy: Accepted because Optuna's store has it; nothing is ever copied here.
+        prefix: A folder in the bucket, for all names.
+        endpoint_url: The server, where it is not Amazon's and no AWS setting names it.
+        extra_args: What each request must carry, in the words of boto3, such as
+            `{"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": ..., "StorageClass": ...,
+            "RequestPayer": "requester"}`; an operation gets those that it knows.
+    """
+
+    durable = True
+    remote = True
+
+    def __init__(
+        self,
+        bucket_name: str,
+        client: Any | None = None,
+        *,
+        avoid_buf_copy: bool = False,  # noqa: ARG002 -- the signature is Optuna's
+        prefix: str = "",
+        endpoint_url: str | None = None,
+        extra_args: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.bucket = bucket_name
+        self._placed = Placed(names.check_prefix(prefix))
+        self._endpoint_url = endpoint_url
+        self._extra_args = dict(extra_args or {})
+        self._retries = True
+        self._conditions = True
+        self._client = client
+        self._made_in = os.getpid()
+        if client is None:
+            self._client = self._make_client()
+
+    def __repr__(self) -> str:
+        told = [repr(self.bucket)]
+        if self._placed.prefix:
+            told.append(f"prefix={self._placed.prefix!r}")
+        if self._endpoint_url:
+            told.append(f"endpoint_url={self._endpoint_url!r}")
+        return f"Boto3ArtifactStore({', '.join(told)})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A client holds sockets, locks and perhaps secrets: the other process makes its own by its
+        # own settings, for the same server.
+        return {
+            **self.__dict__,
+            "_client": None,
+            "_endpoint_url": self._endpoint_url or self.client.meta.endpoint_url,
+        }
+
+    @property
+    def client(self) -> Any:
+        """The boto3 client; another one after a fork, because sockets cannot be shared."""
+        if self._client is None or self._made_in != os.getpid():
+            if self._client is not None and self._endpoint_url is None:
+                self._endpoint_url = self._client.meta.endpoint_url
+            self._client = self._make_client()
+            self._made_in = os.getpid()
+        return self._client
+
+    def retries_off(self) -> None:
+        """Let the client raise what it meets at once, because a `Backoff` tries again itself."""
+        self._retries = False
+        # The one handler behind all of botocore's retry modes.
+        self.client.meta.events.unregister("needs-retry.s3", unique_id="retry-config-s3")
+
+    def open_reader(self, artifact_id: str) -> BinaryIO:
+        """Open the object for reading, streamed."""
+        return self.open_from(artifact_id, 0, None)
+
+    def open_from(self, artifact_id: str, offset: int, version: str | None) -> BinaryIO:
+        """Open the object from an offset; of another version than this one it is an error."""
+        wanted: dict[str, Any] = {}
+        if offset:
+            wanted["Range"] = f"bytes={offset}-"
+        if version is not None:
+            wanted["IfMatch"] = version
+        answer = self._call("get_object", artifact_id, **wanted)
+        return stream_reader(answer["Body"], answer["ETag"])
+
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        """Write the object: one PUT, or parts where it is large."""
+        self._write(artifact_id, content_body)
+
+    def write_if_absent(self, name: str, content_body: BinaryIO) -> bool:
+        """Write the object unless it exists; a server that cannot tell is asked first."""
+        if self._conditions:
+            for _ in range(_MOST_CONFLICTS):
+                start = content_body.tell()
+                try:
+                    self._write(name, content_body, IfNoneMatch="*")
+                except _client_error() as error:
+                    if _status(error) == 412:  # noqa: PLR2004
+                        return False
+                    if _status(error) in {411, 501}:
+                        self._conditions = False
+                    elif _status(error) != 409:  # noqa: PLR2004
+                        raise
+                    content_body.seek(start)
+                    if not self._conditions:
+                        break
+                else:
+                    return True
+        if self.stat(name) is not None:
+            return False
+        self._write(name, content_body)
+        return True
+
+    def remove(self, artifact_id: str) -> None:
+        """Delete the object; S3 deletes what is missing without a word, so it is asked first."""
+        if self.stat(artifact_id) is None:
+            raise errors.not_found(artifact_id, self)
+        self._call("delete_object", artifact_id)
+
+    def stat(self, name: str) -> Entry | None:
+        """Ask for the size and time of an object."""
+        try:
+            answer = self._call("head_object", name)
+        except errors.ArtifactNotFound:
+            return None
+        return Entry(name, answer["ContentLength"], answer["LastModified"].timestamp())
+
+    def read_range(self, name: str, start: int, length: int) -> bytes:
+        """Read a range of an object."""
+        if length <= 0:
+            return b""
+        try:
+            answer = self._call("get_object", name, Range=f"bytes={start}-{start + length - 1}")
+        except _client_error() as error:
+            if _status(error) == 416:  # noqa: PLR2004 -- it begins behind the end
+                return b""
+            raise
+        with contextlib.closing(answer["Body"]) as body:
+            found: bytes = body.read()
+        return found
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """Page through the objects below a prefix."""
+        for page in self._pages(prefix):
+            for item in page.get("Contents", ()):
+                yield Entry(
+                    self._placed.name(item["Key"]), item["Size"], item["LastModified"].timestamp()
+                )
+
+    def list_folders(self, prefix: str) -> Iterator[str]:
+        """Page through the next path components below a prefix."""
+        for page in self._pages(prefix, Delimiter="/"):
+            for item in page.get("CommonPrefixes", ()):
+                yield self._placed.name(item["Prefix"])[len(prefix) :].rstrip("/")
+
+    def move(self, source: str, target: str) -> None:
+        """Copy on the server's side, compare the size, delete the source."""
+        before = self.stat(source)
+        if before is None:
+            raise errors.not_found(source, self)
+        origin = {"Bucket": self.bucket, "Key": self._placed.full_name(source)}
+        self._call("copy_object", target, CopySource=origin)
+        after = self.stat(target)
+        if after is None or after.size != before.size:
+            raise OSError(
+                f"{source} ({before.size} bytes) was copied to {target} in {self!r}, which has "
+                f"{after.size if after else 'no'} bytes now; the source was left as it is"
+            )
+        self._call("delete_object", source)
+
+    def _make_client(self) -> Any:
+        try:
+            import boto3
+            from botocore.config import Config
+        except ImportError as error:
+            raise ImportError("An S3 store needs boto3: pip install 'casartifacts[s3]'") from error
+        config = Config(
+            max_pool_connections=_CONNECTIONS,
+            # The default CRC32 trailer is refused by Ceph (411) and Swift (501) over https, and
+            # some servers answer a range with the checksum of the whole object.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            # Else a body is read twice over http; what is stored is verified when it is read.
+            s3={"payload_signing_enabled": False},
+            **({} if self._retries else {"retries": {"total_max_attempts": 1}}),
+        )
+        return boto3.client("s3", endpoint_url=self._endpoint_url, config=config)
+
+    def _call(self, operation: str, name: str, **arguments: Any) -> Any:
+        """Make one request for an object."""
+        call: Callable[..., Any] = getattr(self.client, operation)
+        try:
+            return call(
+                Bucket=self.bucket,
+                Key=self._placed.full_name(name),
+                **self._extra(operation),
+                **arguments,
+            )
+        except _client_error() as error:
+            if _status(error) == 404 and _code(error) in _MISSING:  # noqa: PLR2004
+                raise errors.not_found(name, self) from error
+            raise
+
+    def _extra(self, operation: str) -> dict[str, Any]:
+        if not self._extra_args:
+            return {}
+        meta = self.client.meta
+        shape = meta.service_model.operation_model(meta.method_to_api_mapping[operation])
+        return {
+            argument: value
+            for argument, value in self._extra_args.items()
+            if argument in shape.input_shape.members
+        }
+
+    def _pages(self, prefix: str, **arguments: Any) -> Iterator[Any]:
+        pages = self.client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.bucket,
+            Prefix=self._placed.below(prefix),
+            **self._extra("list_objects_v2"),
+            **arguments,
+        )
+        yield from pages
+
+    def _write(self, name: str, content_body: BinaryIO, **arguments: Any) -> None:
+        full_name = self._placed.full_name(name)  # refused before the body is touched
+        if isinstance(content_body, Range):
+            self._put(name, Guarded(content_body), **arguments)
+            return
+        source = take(content_body)
+        try:
+            size = source.size()
+            if size <= _PART_SIZE:
+                body = Range(source.read_at, start=0, length=size)
+                self._put(name, Guarded(body), **arguments)
+            else:
+                self._write_parts(full_name, source.read_at, size)
+            source.finish(size)
+        finally:
+            source.close()
+
+    def _put(self, name: str, body: Guarded, **arguments: Any) -> None:
+        try:
+            with body.errors_as_they_are():
+                # boto3 takes an empty stream for none at all.
+                self._call("put_object", name, Body=body if len(body) else b"", **arguments)
+        except _client_error() as error:
+            if _status(error) in {411, 501} and "IfNoneMatch" not in arguments:
+                error.add_note(
+                    "This server does not take checksums in a trailer. Make the client with "
+                    "botocore.config.Config(request_checksum_calculation='when_required')."
+                )
+            raise
+
+    def _write_parts(self, full_name: str, read_at: Callable[[int, int], bytes], size: int) -> None:
+        client = self.client
+        where = {"Bucket": self.bucket, "Key": full_name}
+        part_size = max(_PART_SIZE, -(-size // _MOST_PARTS))
+        upload = client.create_multipart_upload(**where, **self._extra("create_multipart_upload"))
+        where["UploadId"] = upload["UploadId"]
+        parts = []
+        try:
+            for number, start in enumerate(range(0, size, part_size), 1):
+                part = Range(read_at, start=start, length=min(part_size, size - start))
+                body = Guarded(part)
+                with body.errors_as_they_are():
+                    answer = client.upload_part(
+                        **where, PartNumber=number, Body=body, **self._extra("upload_part")
+                    )
+                parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+            client.complete_multipart_upload(
+                **where,
+                MultipartUpload={"Parts": parts},
+                **self._extra("complete_multipart_upload"),
+            )
+        except BaseException:
+            # Unfinished parts cost money for ever.
+            client.abort_multipart_upload(**where, **self._extra("abort_multipart_upload"))
+            raise
+
+
+def _client_error() -> type[Exception]:
+    from botocore.exceptions import ClientError
+
+    return cast("type[Exception]", ClientError)
+
+
+def _status(error: BaseException) -> int:
+    response: Mapping[str, Any] = getattr(error, "response", {})
+    status: int = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return status
+
+
+def _code(error: BaseException) -> str:
+    response: Mapping[str, Any] = getattr(error, "response", {})
+    code: str = response.get("Error", {}).get("Code", "")
+    return code

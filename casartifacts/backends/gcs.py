@@ -1,0 +1,282 @@
+"""A Google Cloud Storage bucket as a place for named bytes.
+
+Bodies go out and come in through the authorized session of the client, streamed, one request each:
+the library's own upload holds a small body twice in memory and cuts a larger one into many
+requests, its download holds the whole. Everything else is the library's.
+
+Rule 1: every call says `retry=None` under a `Backoff`; else the library tries for 120 s by itself.
+Rule 2: a body is streamed: what this holds in memory does not grow with it.
+Rule 3: an error of the caller's body reaches the caller as it is.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import quote
+
+from casartifacts import errors, names
+from casartifacts.backends.streaming import Guarded, Placed, stream_reader
+from casartifacts.bodies import Range, take
+from casartifacts.protocols import Entry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+__all__ = ["GCSArtifactStore"]
+
+# Seconds to connect, and between two packets: what the library itself waits.
+_TIMEOUT = (60, 60)
+
+
+class GCSArtifactStore:
+    """Keeps each artifact as one object in a bucket.
+
+    Args:
+        bucket_name: The bucket; it exists.
+        client: A `google.cloud.storage.Client`; by default one is made by the usual settings.
+        prefix: A folder in the bucket, for all names.
+        user_project: The project that is billed, for a bucket where the requester pays.
+        extra_args: Parameters of each upload in the words of the JSON API, such as
+            `{"kmsKeyName": ..., "predefinedAcl": ...}`.
+    """
+
+    durable = True
+    remote = True
+
+    def __init__(
+        self,
+        bucket_name: str,
+        client: Any | None = None,
+        *,
+        prefix: str = "",
+        user_project: str | None = None,
+        extra_args: Mapping[str, str] | None = None,
+    ) -> None:
+        self.bucket_name = bucket_name
+        self._placed = Placed(names.check_prefix(prefix))
+        self._user_project = user_project
+        self._extra_args = dict(extra_args or {})
+        self._retries = True
+        self._client = client
+        self._made_in = os.getpid()
+        if client is None:
+            self._client = _make_client()
+
+    def __repr__(self) -> str:
+        prefix = f", prefix={self._placed.prefix!r}" if self._placed.prefix else ""
+        return f"GCSArtifactStore({self.bucket_name!r}{prefix})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A client holds sockets and secrets: the other process makes its own by its own settings.
+        return {**self.__dict__, "_client": None}
+
+    @property
+    def client(self) -> Any:
+        """The client; another one after a fork, because sockets cannot be shared."""
+        if self._client is None or self._made_in != os.getpid():
+            self._client = _make_client()
+            self._made_in = os.getpid()
+        return self._client
+
+    @property
+    def bucket_obj(self) -> Any:
+        """The bucket of the client."""
+        if self._user_project is None:
+            return self.client.bucket(self.bucket_name)
+        return self.client.bucket(self.bucket_name, user_project=self._user_project)
+
+    def retries_off(self) -> None:
+        """Let the client raise what it meets at once, because a `Backoff` tries again itself."""
+        self._retries = False
+
+    def open_reader(self, artifact_id: str) -> BinaryIO:
+        """Open the object for reading, streamed."""
+        return self.open_from(artifact_id, 0, None)
+
+    def open_from(self, artifact_id: str, offset: int, version: str | None) -> BinaryIO:
+        """Open the object from an offset; of another version than this one it is an error."""
+        params = {} if version is None else {"ifGenerationMatch": version}
+        answer = self._get(artifact_id, params, {"Range": f"bytes={offset}-"} if offset else {})
+        return stream_reader(answer.raw, answer.headers.get("X-Goog-Generation"))
+
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        """Write the object in one request."""
+        self._write(artifact_id, content_body, {})
+
+    def write_if_absent(self, name: str, content_body: BinaryIO) -> bool:
+        """Write the object unless it exists."""
+        from google.api_core.exceptions import PreconditionFailed
+
+        try:
+            self._write(name, content_body, {"ifGenerationMatch": "0"})
+        except PreconditionFailed:
+            return False
+        return True
+
+    def remove(self, artifact_id: str) -> None:
+        """Delete the object."""
+        from google.api_core.exceptions import NotFound
+
+        full_name = self._placed.full_name(artifact_id)
+        try:
+            self.bucket_obj.delete_blob(full_name, **self._options())
+        except (NotFound, KeyError) as error:
+            raise errors.not_found(artifact_id, self) from error
+
+    def stat(self, name: str) -> Entry | None:
+        """Ask for the size and time of an object."""
+        found = self.bucket_obj.get_blob(self._placed.full_name(name), **self._options())
+        return None if found is None else Entry(name, found.size, found.updated.timestamp())
+
+    def read_range(self, name: str, start: int, length: int) -> bytes:
+        """Read a range of an object."""
+        if length <= 0:
+            return b""
+        from google.api_core.exceptions import RequestRangeNotSatisfiable
+
+        try:
+            answer = self._get(name, {}, {"Range": f"bytes={start}-{start + length - 1}"})
+        except RequestRangeNotSatisfiable:
+            return b""  # it begins behind the end
+        with answer:
+            found: bytes = answer.raw.read(decode_content=False)
+        return found
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """Page through the objects below a prefix."""
+        for found in self.bucket_obj.list_blobs(
+            prefix=self._placed.below(prefix), **self._options()
+        ):
+            yield Entry(self._placed.name(found.name), found.size, found.updated.timestamp())
+
+    def list_folders(self, prefix: str) -> Iterator[str]:
+        """Page through the next path components below a prefix."""
+        listing = self.bucket_obj.list_blobs(
+            prefix=self._placed.below(prefix), delimiter="/", **self._options()
+        )
+        for page in listing.pages:
+            for folder in page.prefixes:
+                yield self._placed.name(folder)[len(prefix) :].rstrip("/")
+
+    def move(self, source: str, target: str) -> None:
+        """Copy on the server's side, compare the size, delete the source."""
+        before = self.stat(source)
+        if before is None:
+            raise errors.not_found(source, self)
+        bucket = self.bucket_obj
+        blob = bucket.blob(self._placed.full_name(source))
+        copy = bucket.blob(self._placed.full_name(target))
+        token, _, _ = copy.rewrite(blob, **self._options())
+        while token is not None:
+            token, _, _ = copy.rewrite(blob, token=token, **self._options())
+        after = self.stat(target)
+        if after is None or after.size != before.size:
+            raise OSError(
+                f"{source} ({before.size} bytes) was copied to {target} in {self!r}, which has "
+                f"{after.size if after else 'no'} bytes now; the source was left as it is"
+            )
+        self.remove(source)
+
+    def _options(self) -> dict[str, Any]:
+        return {} if self._retries else {"retry": None}
+
+    def _params(self) -> dict[str, str]:
+        return {} if self._user_project is None else {"userProject": self._user_project}
+
+    def _objects(self, kind: str) -> str:
+        bucket = quote(self.bucket_name, safe="")
+        return f"{self.client.api_endpoint}/{kind}storage/v1/b/{bucket}/o"
+
+    def _get(self, name: str, params: dict[str, str], headers: dict[str, str]) -> Any:
+        """Ask for the bytes of an object, as they are stored."""
+        url = f"{self._objects('download/')}/{quote(self._placed.full_name(name), safe='')}"
+        answer = self.client._http.get(  # noqa: SLF001 -- the client's session, with its credentials
+            url,
+            params={"alt": "media", **self._params(), **params},
+            headers={"Accept-Encoding": "gzip", **headers},
+            stream=True,
+            timeout=_TIMEOUT,
+        )
+        if answer.status_code == 404 and b"bucket" not in answer.content.lower():  # noqa: PLR2004
+            raise errors.not_found(name, self)
+        _check(answer)
+        return answer
+
+    def _write(self, name: str, content_body: BinaryIO, params: dict[str, str]) -> None:
+        full_name = self._placed.full_name(name)  # refused before the body is touched
+        if isinstance(content_body, Range):
+            self._upload(full_name, content_body, params)
+            return
+        source = take(content_body)
+        try:
+            size = source.size()
+            self._upload(full_name, Range(source.read_at, start=0, length=size), params)
+            source.finish(size)
+        finally:
+            source.close()
+
+    def _upload(self, full_name: str, content: Range, params: dict[str, str]) -> None:
+        body = Guarded(content)
+        with body.errors_as_they_are():
+            answer = self.client._http.post(  # noqa: SLF001
+                self._objects("upload/"),
+                params={
+                    "uploadType": "media",
+                    "name": full_name,
+                    **self._params(),
+                    **self._extra_args,
+                    **params,
+                },
+                headers={"Content-Type": "application/octet-stream"},
+                data=_Once(body) if len(body) else b"",
+                timeout=_TIMEOUT,
+            )
+        _check(answer)
+        if int(answer.json()["size"]) != len(body):
+            raise ConnectionError(
+                f"{full_name} has {answer.json()['size']} bytes in {self!r} after {len(body)} were "
+                "sent"
+            )
+
+
+class _Once:
+    """A body that is sent once: a session that refreshes its credentials would send its rest again.
+
+    It has a length and no position, so that the whole length is announced, whatever was read.
+    """
+
+    def __init__(self, body: Guarded) -> None:
+        self._body = body
+        self._ended = False
+
+    def __len__(self) -> int:
+        return len(self._body)
+
+    def __iter__(self) -> Iterator[bytes]:
+        while piece := self.read(2**20):
+            yield piece
+
+    def read(self, size: int = -1) -> bytes:
+        if self._ended:
+            raise ConnectionError("The server asked for the body a second time; send it again")
+        piece = self._body.read(size)
+        self._ended = not piece
+        return piece
+
+
+def _check(answer: Any) -> None:
+    from google.api_core.exceptions import from_http_response
+
+    if answer.status_code >= 400:  # noqa: PLR2004
+        raise from_http_response(answer)  # type: ignore[no-untyped-call]
+
+
+def _make_client() -> Any:
+    try:
+        from google.cloud import storage
+    except ImportError as error:
+        raise ImportError(
+            "A GCS store needs google-cloud-storage: pip install 'casartifacts[gcs]'"
+        ) from error
+    return storage.Client()

@@ -1,0 +1,119 @@
+"""What the buckets have in common: names below a prefix, bodies for an SDK, streams as readers."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from casartifacts import names
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from casartifacts.bodies import Range
+
+__all__ = ["Guarded", "Placed", "VersionedReader", "stream_reader"]
+
+_BUFFER_SIZE = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Names below a prefix, which is empty or has no slash at its ends."""
+
+    prefix: str
+
+    def full_name(self, name: str) -> str:
+        """Return what a name is called in the bucket; refuses what cannot be a name."""
+        names.check_name(name)
+        return self.below(name)
+
+    def below(self, prefix: str) -> str:
+        """Return what a prefix of names is called in the bucket."""
+        return f"{self.prefix}/{prefix}" if self.prefix else prefix
+
+    def name(self, full_name: str) -> str:
+        """Return the name of what is called so in the bucket."""
+        return full_name[len(self.prefix) + 1 :] if self.prefix else full_name
+
+
+class Guarded(io.RawIOBase):
+    """A body for an SDK, which may close it, and which wraps the errors that it raises.
+
+    `len()` is the length of the body, so that it can be announced.
+    """
+
+    def __init__(self, body: Range) -> None:
+        self._body = body
+        self._raised: BaseException | None = None
+
+    def __len__(self) -> int:
+        return len(self._body)
+
+    def readable(self) -> bool:
+        """Say yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Say yes."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position in the body."""
+        return self._body.tell()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a position of the body."""
+        return self._body.seek(offset, whence)
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read from the body, keeping the error that it raises."""
+        try:
+            return self._body.read(size)
+        except BaseException as error:
+            self._raised = error
+            raise
+
+    @contextlib.contextmanager
+    def errors_as_they_are(self) -> Iterator[None]:
+        """Raise what the body raised, instead of what the SDK made of it."""
+        try:
+            yield
+        except BaseException as error:
+            if self._raised is not None and error is not self._raised:
+                raise self._raised from error
+            raise
+
+
+class VersionedReader(io.BufferedReader):
+    """A forward reader that knows which version of its object it reads."""
+
+    version: str | None
+
+
+def stream_reader(stream: Any, version: str | None) -> BinaryIO:
+    """Make a forward reader of a stream that has `read` and `close`."""
+    reader = VersionedReader(_Forward(stream), _BUFFER_SIZE)
+    reader.version = version
+    return reader
+
+
+class _Forward(io.RawIOBase):
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        piece = self._stream.read(len(buffer))
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._stream.close()
+        super().close()
