@@ -96,6 +96,9 @@ def take(body: BinaryIO) -> Source:
             f"content_body must be a file opened in binary mode or another object with read(), "
             f"got {body!r}"
         )
+    readable = getattr(body, "readable", None)
+    if readable is not None and not readable():
+        raise TypeError(f"content_body must be opened for reading, got {body!r}")
     seekable = getattr(body, "seekable", None)
     if seekable is None or not seekable():
         return _spool(body)

@@ -9,7 +9,6 @@ import contextlib
 import errno
 import os
 import secrets
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -62,11 +61,10 @@ def copy(source: BinaryIO, target: io.FileIO) -> int:
         except OSError as error:
             if error.errno not in _CANNOT_COPY_RANGE:
                 raise
-    if done < os.fstat(source.fileno()).st_size:
-        source.seek(done)
-        target.seek(done)
-        shutil.copyfileobj(source, target, BUFFER_SIZE)
-        done = target.tell()
+    source.seek(done)
+    target.seek(done)
+    while piece := source.read(BUFFER_SIZE):
+        done += write(target, piece)
     return done
 
 

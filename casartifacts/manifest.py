@@ -164,11 +164,12 @@ class Manifest:
     def check(self) -> None:
         """Raise ValueError unless sizes, ranges and sums agree with each other."""
         for digest, size in self.blobs:
-            if not is_digest(digest) or not 0 < size <= BLOB_LIMIT:
+            if not is_digest(digest) or type(size) is not int or not 0 < size <= BLOB_LIMIT:
                 raise ValueError(f"a blob {digest} of {size} bytes")
         for part in self.segments:
             if (
-                not 0 <= part.blob < len(self.blobs)
+                {type(part.blob), type(part.start), type(part.length)} != {int}
+                or not 0 <= part.blob < len(self.blobs)
                 or part.start < 0
                 or part.length <= 0
                 or part.start + part.length > self.blobs[part.blob][1]

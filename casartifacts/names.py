@@ -122,6 +122,9 @@ def check_artifact_id(artifact_id: str) -> None:
         ValueError: `Invalid artifact_id: ...`, as Optuna's stores say it.
     """
     for component in check_name(artifact_id):
+        # "x/" and "./x" are other names of "x" on a file system.
+        if component in {"", "."}:
+            raise errors.invalid_artifact_id(artifact_id, "it has an empty or '.' component")
         if component.casefold() in FOLDERS:
             raise errors.invalid_artifact_id(
                 artifact_id, f"{component!r} is the name of a folder of the store"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
@@ -16,47 +17,80 @@ if TYPE_CHECKING:
 
 __all__ = ["open_store"]
 
+_KNOWN = (
+    "expected a path, file:///absolute/path, memory://, s3://bucket/prefix or gs://bucket/prefix"
+)
+
 
 def open_store(
     url: str | os.PathLike[str],
     *,
     cache: ArtifactCache | str | os.PathLike[str] | bool | None = None,
     durable: bool = True,
+    endpoint_url: str | None = None,
 ) -> ContentStore:
     """Open the store at a path or URL; it is made at the first upload.
 
     Args:
-        url: A path, `file:///path`, or `memory://` for a new store in this process.
-        cache: An `ArtifactCache`, or the folder of one; None or False for none, as is the default
-            for a path, which is near already.
+        url: A path, `file:///path`, `memory://` for a new store in this process,
+            `s3://bucket/prefix` or `gs://bucket/prefix`.
+        cache: An `ArtifactCache`, the folder of one, or True for the node's: the folder named by
+            `CASARTIFACTS_CACHE`, else one in the scratch folder of the job, else in the user's
+            cache folder. By default buckets have the node's cache, and paths none: they are near
+            already. False is none.
         durable: For a path: whether an upload returns only after the disk has it.
+        endpoint_url: For `s3://`: the server, where no AWS setting names it.
 
     Raises:
         ValueError: The URL is of a kind that is not known here.
+        ImportError: The package for this kind of bucket is not installed; it says which.
     """
-    if isinstance(cache, bool) and cache:
-        raise ValueError(
-            "cache=True says not where: give the folder of the cache, such as /scratch"
-        )
-    if cache is None or isinstance(cache, bool):
-        near = None
-    else:
-        near = cache if isinstance(cache, ArtifactCache) else ArtifactCache(cache)
-    return ContentStore(_backend(os.fspath(url), durable=durable), cache=near)
+    backend = _backend(os.fspath(url), durable=durable, endpoint_url=endpoint_url)
+    if cache is None:
+        cache = backend.remote
+    if cache is True:
+        cache = _node_cache()
+    elif cache is False:
+        return ContentStore(backend)
+    return ContentStore(
+        backend, cache=cache if isinstance(cache, ArtifactCache) else ArtifactCache(cache)
+    )
 
 
-def _backend(url: str, *, durable: bool) -> Backend:
+def _backend(url: str, *, durable: bool, endpoint_url: str | None) -> Backend:
     scheme, separator, _ = url.partition("://")
     if not separator:
         if not url:
             raise ValueError("The path of a store is empty; give a folder such as ./artifacts")
         return FileSystemArtifactStore(url, durable=durable)
     parts = urlsplit(url)
+    if parts.query or parts.fragment:
+        raise ValueError(f"{url!r} has a query or fragment, which no store understands; {_KNOWN}")
     if scheme == "file" and parts.netloc in {"", "localhost"} and parts.path:
         return FileSystemArtifactStore(unquote(parts.path), durable=durable)
     if scheme == "memory" and not parts.path and not parts.netloc:
         return MemoryArtifactStore()
-    raise ValueError(
-        f"{url!r} is no store that can be opened; expected a path, file:///absolute/path "
-        "or memory://"
-    )
+    if scheme in {"s3", "gs"} and parts.netloc:
+        return _bucket(scheme, parts.netloc, prefix=parts.path, endpoint_url=endpoint_url)
+    raise ValueError(f"{url!r} is no store that can be opened; {_KNOWN}")
+
+
+def _bucket(scheme: str, bucket: str, *, prefix: str, endpoint_url: str | None) -> Backend:
+    from casartifacts.backoff import Backoff
+
+    if scheme == "s3":
+        from casartifacts.backends.boto3 import Boto3ArtifactStore
+
+        return Backoff(Boto3ArtifactStore(bucket, prefix=prefix, endpoint_url=endpoint_url))
+    from casartifacts.backends.gcs import GCSArtifactStore
+
+    return Backoff(GCSArtifactStore(bucket, prefix=prefix))
+
+
+def _node_cache() -> Path:
+    if folder := os.environ.get("CASARTIFACTS_CACHE"):
+        return Path(folder)
+    # The scratch of a batch job is near and large; home folders are often neither.
+    if folder := os.environ.get("SLURM_TMPDIR"):
+        return Path(folder) / "casartifacts"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "casartifacts"

@@ -109,6 +109,7 @@ class PieceReader(io.RawIOBase):
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
         self._rest = memoryview(b"")
+        self._error: CorruptArtifact | None = None
 
     def readable(self) -> bool:
         """Say yes."""
@@ -116,8 +117,14 @@ class PieceReader(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         """Fill a buffer as far as the current piece goes."""
+        if self._error is not None:
+            raise self._error  # an end after an error would pass for the end of the content
         while not self._rest:
-            piece = next(self._pieces, None)
+            try:
+                piece = next(self._pieces, None)
+            except CorruptArtifact as error:
+                self._error = error
+                raise
             if piece is None:
                 return 0
             self._rest = memoryview(piece)

@@ -12,7 +12,6 @@ Rule 3: a failing cache is gone around; it never fails a read.
 from __future__ import annotations
 
 import io
-import shutil
 import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, BinaryIO, cast
@@ -136,11 +135,17 @@ class ContentStore:
                 mimetype=mimetype,
                 encoding=encoding,
                 uploaded_at=datetime.now(UTC).isoformat(timespec="microseconds"),
-                origin=origin,
+                origin=None if origin is None else dict(origin),
             )
+            encoded = ref.encode()
+            if len(encoded) > _LARGEST_REF:
+                raise ValueError(
+                    f"The ref of {artifact_id} would have {len(encoded)} bytes, at most "
+                    f"{_LARGEST_REF} are allowed: give a shorter filename, mimetype or origin"
+                )
             name = names.ref(artifact_id)
             self._send(
-                lambda: (ref.encode(), [self._keep(upload)]),
+                lambda: (encoded, [self._keep(upload)]),
                 lambda body: self._write(name, body),
             )
             source.finish(upload.size)
@@ -166,6 +171,7 @@ class ContentStore:
             ValueError: The id is refused.
         """
         names.check_artifact_id(artifact_id)
+        self._read_record()  # it stops at a format that is not known here
         name = names.ref(artifact_id)
         self._knowledge.forget(name)
         self._remember(artifact_id, _REMOVED)
@@ -194,7 +200,7 @@ class ContentStore:
             return cached
         ref = self._find_ref(artifact_id)
         if ref is None:
-            return self._open_plain(artifact_id)
+            return self.backend.open_reader(artifact_id)  # a plain object of Optuna's
         if (cached := self._fetch(ref, None)) is not None:
             return cached
         pieces = self._content(ref)
@@ -227,23 +233,18 @@ class ContentStore:
         """
         names.check_artifact_id(artifact_id)
         with files.publishing(file_path, overwrite=overwrite) as target:
-            reader = self._open_cached(artifact_id)
-            if reader is None:
-                ref = self._find_ref(artifact_id)
-                if ref is None:
-                    with self._open_plain(artifact_id) as plain:
-                        shutil.copyfileobj(plain, target, BUFFER_SIZE)
-                    return
+            reader, ref = self._open_cached(artifact_id), None
+            if reader is None and (ref := self._find_ref(artifact_id)) is not None:
                 reader = self._fetch(ref, progress)
-                if reader is None:
-                    done = 0
-                    for piece in self._content(ref):
-                        done += files.write(target, piece)
-                        _report(progress, done, ref.size)
-                    return
-            with reader:
-                size = files.copy(reader, target)
-            _report(progress, size, size)
+            if reader is not None:
+                with reader:
+                    size = files.copy(reader, target)
+                _report(progress, size, size)
+                return
+            done, size = 0, 0 if ref is None else ref.size
+            for piece in self._plain(artifact_id) if ref is None else self._content(ref):
+                done += files.write(target, piece)
+                _report(progress, done, size)
 
     def stat(self, artifact_id: str) -> Ref:
         """Return what is known of an artifact, without its bytes.
@@ -376,9 +377,11 @@ class ContentStore:
         limit = (record or StoreRecord(durable=True)).small_content_limit
         return ref.size <= limit
 
-    def _open_plain(self, artifact_id: str) -> BinaryIO:
-        """Open what Optuna stored as a plain object under this id."""
-        return self.backend.open_reader(artifact_id)
+    def _plain(self, artifact_id: str) -> Iterator[bytes]:
+        """Yield the bytes of what Optuna stored as a plain object under this id."""
+        with self.backend.open_reader(artifact_id) as reader:
+            while piece := reader.read(BUFFER_SIZE):
+                yield piece
 
     def _find_ref(self, artifact_id: str) -> Ref | None:
         body = self._read_ref(artifact_id)

@@ -13,6 +13,7 @@ been lost and the second try then fails although the first one acted.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -33,6 +34,9 @@ __all__ = ["FileSystemArtifactStore"]
 _PERHAPS_UNSYNCED = 60
 
 _TMP = "tmp"
+
+# What says that a name is not there; one that is too long for the file system cannot be.
+_MISSING = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 
 
 class FileSystemArtifactStore:
@@ -59,7 +63,9 @@ class FileSystemArtifactStore:
         path = self._path(artifact_id)
         try:
             return path.open("rb")
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        except OSError as error:
+            if error.errno not in _MISSING:
+                raise
             raise errors.not_found(artifact_id, self) from error
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
@@ -92,9 +98,9 @@ class FileSystemArtifactStore:
         path = self._path(artifact_id)
         try:
             path.unlink()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        except OSError as error:
             # Unlinking a folder is EISDIR on Linux and EPERM elsewhere.
-            if isinstance(error, PermissionError) and not path.is_dir():
+            if error.errno not in _MISSING and not path.is_dir():
                 raise
             raise errors.not_found(artifact_id, self) from error
         self._sync_folder(path.parent)
@@ -104,7 +110,9 @@ class FileSystemArtifactStore:
         path = self._path(name)
         try:
             found = path.stat()
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError as error:
+            if error.errno not in _MISSING:
+                raise
             return None
         if not _is_file(found):
             return None
@@ -161,6 +169,9 @@ class FileSystemArtifactStore:
     def move(self, source: str, target: str) -> None:
         """Rename a file."""
         old, new = self._path(source), self._path(target)
+        if old == new:
+            self.open_reader(source).close()
+            return
         self._make_folder(new.parent)
         try:
             if files.is_same_file(new, old):

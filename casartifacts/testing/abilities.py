@@ -10,7 +10,7 @@ import io
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING
 
 from casartifacts.protocols import Backend, Entry
 from casartifacts.testing.bodies import Body
@@ -107,7 +107,7 @@ def write_if_absent_writes_what_is_absent(backend: Backend) -> None:
     """`write_if_absent` returns True when the name was free, and keeps contract 6."""
     for size in (0, 100_000):
         body = Body(b"?" + some_bytes(size), start=1, most=50_000, claims=size + 100)
-        written = backend.write_if_absent(f"{_NAME}{size}", cast("BinaryIO", body))
+        written = backend.write_if_absent(f"{_NAME}{size}", body)
         expect(written is True, "True", repr(written))
         expect_open(body)
         expect_body(backend, f"{_NAME}{size}", some_bytes(size))
@@ -144,7 +144,7 @@ def write_if_absent_has_one_winner(backend: Backend) -> None:
 
     def work(thread: int) -> None:
         content = str(thread).encode() * 1000
-        body = cast("BinaryIO", Body(content, on_read=meet))
+        body = Body(content, on_read=meet)
         told[content] = backend.write_if_absent(_NAME, body)
 
     at_once(work, 4)

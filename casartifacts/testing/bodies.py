@@ -9,12 +9,19 @@ from __future__ import annotations
 import io
 import os
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from _typeshed import WriteableBuffer
+
+    # For type checkers what `io.FileIO` is for them too: a raw stream that passes as BinaryIO.
+    class _RawStream(io.RawIOBase, BinaryIO):
+        def read(self, size: int = -1, /) -> bytes: ...
+
+else:
+    _RawStream = io.RawIOBase
 
 __all__ = ["Body", "ContractBroken", "OnlyRead", "Stream"]
 
@@ -23,7 +30,7 @@ class ContractBroken(AssertionError):
     """Something does not do what `casartifacts.protocols` promises."""
 
 
-class Stream(io.RawIOBase):
+class Stream(_RawStream):
     """Reads `content` forward, as badly as asked for.
 
     Args:
@@ -119,4 +126,4 @@ class OnlyRead:
 
     def read(self, size: int = -1, /) -> bytes:
         """Read on."""
-        return self._stream.read(size) or b""
+        return self._stream.read(size)

@@ -10,7 +10,7 @@ import pickle
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from casartifacts import errors
 from casartifacts.testing.bodies import Body, ContractBroken
@@ -57,7 +57,7 @@ def expect(right: object, expected: str, came: object) -> None:
 def put(store: ArtifactStore, name: str, content: bytes, **ways: Any) -> None:
     """Write a body that may not be closed."""
     body = Body(content, **ways)
-    store.write(name, cast("BinaryIO", body))
+    store.write(name, body)
     expect_open(body)
 
 
@@ -112,7 +112,7 @@ def expect_failure(
     body = Body(some_bytes(FAILING_SIZE), fails_at=fails_at, failure=lambda: failure)
     came: BaseException | None = None
     try:
-        write(name, cast("BinaryIO", body))
+        write(name, body)
     except (Exception, Interrupt) as raised:  # noqa: BLE001 -- whatever it is, it is judged here
         came = raised
     expect(came is failure, f"the body's own {failure!r}", repr(came))
@@ -165,7 +165,7 @@ def elsewhere(method: str, store: ArtifactStore, name: str, target: str) -> None
     expect(told == "done", "another process to read and write", told)
 
 
-def _reverse(sent: object, name: str, target: str, channel: Connection) -> None:
+def _reverse(sent: Any, name: str, target: str, channel: Connection) -> None:
     """Do what `elsewhere` says; runs in the other process."""
     try:
         store = pickle.loads(sent) if isinstance(sent, bytes) else sent  # noqa: S301 -- our parent's

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import io
 import threading
-from typing import TYPE_CHECKING, BinaryIO, Literal, Self, TypeVar, cast
+from typing import TYPE_CHECKING, BinaryIO, Literal, Self, TypeVar
 
 from casartifacts.testing.bodies import Stream
 
@@ -157,8 +157,7 @@ class Fault:
         most = 7 if self.kind == "short reads" else None
         self.hits += most is not None
         fails_at = len(content) // 2 if self.kind == "die midway" else None
-        stream = Stream(content, most=most, fails_at=fails_at, failure=self.failure)
-        return cast("BinaryIO", stream)
+        return Stream(content, most=most, fails_at=fails_at, failure=self.failure)
 
     def entries(self, entries: Iterator[_T]) -> Iterator[_T]:
         """Yield what is listed."""
