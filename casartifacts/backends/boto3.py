@@ -22,6 +22,7 @@ from casartifacts.protocols import Entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from datetime import datetime
 
 __all__ = ["Boto3ArtifactStore"]
 
@@ -163,11 +164,13 @@ class Boto3ArtifactStore:
             answer = self._call("head_object", name)
         except errors.ArtifactNotFound:
             return None
-        return Entry(name, answer["ContentLength"], answer["LastModified"].timestamp())
+        return Entry(name, answer["ContentLength"], _seconds(answer["LastModified"]))
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
         """Read a range of an object."""
         if length <= 0:
+            if self.stat(name) is None:
+                raise errors.not_found(name, self)
             return b""
         try:
             answer = self._call("get_object", name, Range=f"bytes={start}-{start + length - 1}")
@@ -184,7 +187,7 @@ class Boto3ArtifactStore:
         for page in self._pages(prefix):
             for item in page.get("Contents", ()):
                 yield Entry(
-                    self._placed.name(item["Key"]), item["Size"], item["LastModified"].timestamp()
+                    self._placed.name(item["Key"]), item["Size"], _seconds(item["LastModified"])
                 )
 
     def list_folders(self, prefix: str) -> Iterator[str]:
@@ -198,6 +201,8 @@ class Boto3ArtifactStore:
         before = self.stat(source)
         if before is None:
             raise errors.not_found(source, self)
+        if source == target:
+            return
         origin = {"Bucket": self.bucket, "Key": self._placed.full_name(source)}
         self._call("copy_object", target, CopySource=origin)
         after = self.stat(target)
@@ -322,6 +327,11 @@ def _client_error() -> type[Exception]:
     from botocore.exceptions import ClientError
 
     return cast("type[Exception]", ClientError)
+
+
+def _seconds(modified: datetime) -> float:
+    # Whole seconds: a HEAD tells no more, while some servers list thousandths.
+    return float(int(modified.timestamp()))
 
 
 def _status(error: BaseException) -> int:
