@@ -126,7 +126,7 @@ def _expect(finished: "subprocess.CompletedProcess[str]") -> None:
     if finished.returncode == 0:
         return
     lines = [line.strip() for line in finished.stdout.splitlines() if line.strip()]
-    told = [line for line in lines if "error" in line.lower() or "No module named" in line]
+    told = [line for line in lines if re.search(r"^(ERROR|\w*Error): |No module named", line)]
     reason = (told or lines or ["it said nothing"])[-1]
     command = " ".join(finished.args)
     sys.exit(

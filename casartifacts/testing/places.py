@@ -35,7 +35,7 @@ Kind = Literal[
     "flip a bit",  # in the middle of what is read, or written
     "another name",  # answer with what is under the name `other`
     "die midway",  # give half of the bytes, or of the names, then raise
-    "short reads",  # a reader that gives 1 to 7 bytes per read: nasty, but allowed
+    "short reads",  # a reader that gives an eighth at most per read: nasty, but allowed
     "none",
 ]
 
@@ -154,7 +154,7 @@ class Fault:
             return reader
         with reader:
             content = self.bent(reader.read())
-        most = 7 if self.kind == "short reads" else None
+        most = len(content) // 8 + 1 if self.kind == "short reads" else None
         self.hits += most is not None
         fails_at = len(content) // 2 if self.kind == "die midway" else None
         return Stream(content, most=most, fails_at=fails_at, failure=self.failure)

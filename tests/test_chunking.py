@@ -1,0 +1,183 @@
+"""Where contents are cut: golden cut points, and what chunking promises for every content."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import os
+import shutil
+import subprocess
+import sys
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyfastcdc
+import pytest
+from blake3 import blake3
+from hypothesis import given
+from hypothesis import strategies as st
+from pyfastcdc.py import FastCDC as PurePythonFastCDC
+
+from casartifacts.backends.filesystem import FileSystemArtifactStore
+from casartifacts.chunking import ChunkerParameters, Cutter
+from casartifacts.store import ContentStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_SUFFIXES = tuple(importlib.machinery.EXTENSION_SUFFIXES)
+_PACKAGE = Path(pyfastcdc.__file__).parent
+
+compiled = pytest.mark.skipif(
+    not any(path.name.endswith(_SUFFIXES) for path in _PACKAGE.rglob("*")),
+    reason="pyfastcdc has no compiled part on this machine",
+)
+
+# Small chunks make many of them out of little.
+SMALL = ChunkerParameters(minimum=64, average=256, maximum=1024)
+
+
+def content(seed: bytes, size: int) -> bytes:
+    """Return bytes that look random and are the same on every machine."""
+    return blake3(seed).digest(length=size)
+
+
+def cut(whole: bytes, parameters: ChunkerParameters, windows: Iterable[int] = ()) -> list[int]:
+    """Cut a content that is handed in by windows of these sizes, the last again and again."""
+    cutter = Cutter(parameters)
+    sizes = iter(windows)
+    lengths: list[int] = []
+    at, size = 0, len(whole)
+    while at < len(whole):
+        size = next(sizes, size)
+        is_last = at + size >= len(whole)
+        lengths += cutter.cut(memoryview(whole)[at : at + size], is_last=is_last)
+        at = sum(lengths)
+    return lengths
+
+
+def chunks(whole: bytes, lengths: list[int]) -> list[bytes]:
+    return [whole[begin:end] for begin, end in pairwise([0, *accumulate(lengths)])]
+
+
+@compiled
+def test_cut_points_are_golden() -> None:
+    assert cut(content(b"golden", 2**21), ChunkerParameters()) == [
+        195476,
+        207849,
+        129734,
+        282682,
+        194742,
+        231175,
+        145226,
+        68321,
+        200756,
+        66059,
+        143511,
+        106067,
+        125554,
+    ]
+    assert cut(bytes(2_500_000), ChunkerParameters()) == [2**20, 2**20, 402_848]
+    assert cut(content(b"golden", 2500), SMALL) == [323, 104, 608, 203, 223, 298, 272, 334, 113, 22]
+
+
+@compiled
+@pytest.mark.parametrize("parameters", [ChunkerParameters(), SMALL])
+def test_another_implementation_cuts_alike(parameters: ChunkerParameters) -> None:
+    """The slow twin of pyfastcdc in pure Python was written apart from the compiled part."""
+    whole = content(b"twins", 600_000) + bytes(300_000)
+    twin = PurePythonFastCDC(
+        parameters.average,
+        min_size=parameters.minimum,
+        max_size=parameters.maximum,
+        normalized_chunking=parameters.normalization,
+    )
+    assert cut(whole, parameters) == [chunk.length for chunk in twin.cut_buf(whole)]
+
+
+@compiled
+def test_the_mean_is_about_the_minimum_and_the_average() -> None:
+    parameters = ChunkerParameters()
+    lengths = cut(content(b"mean", 2**25), parameters)
+    expected = parameters.minimum + parameters.average
+    assert 0.8 * expected < 2**25 / len(lengths) < 1.2 * expected
+
+
+# Random bytes, stretches of one byte, and repetitions, in any order.
+_STRETCHES = st.tuples(st.binary(min_size=1, max_size=8), st.integers(1, 3000), st.booleans())
+
+
+@st.composite
+def contents(draw: st.DrawFn) -> bytes:
+    whole = b""
+    for seed, size, repeats in draw(st.lists(_STRETCHES, max_size=6)):
+        whole += (seed * size)[:size] if repeats else content(seed, size)
+    return whole
+
+
+@given(contents(), st.lists(st.integers(SMALL.maximum + 1, 5000), max_size=5))
+def test_cuts_do_not_depend_on_how_the_content_was_handed_in(
+    whole: bytes, windows: list[int]
+) -> None:
+    assert cut(whole, SMALL, [*windows, 1500]) == cut(whole, SMALL, [len(whole)])
+
+
+@given(contents())
+def test_chunks_cover_the_content_within_their_bounds(whole: bytes) -> None:
+    lengths = cut(whole, SMALL, [len(whole)])
+    assert sum(lengths) == len(whole)
+    assert all(SMALL.minimum <= length <= SMALL.maximum for length in lengths[:-1])
+    assert all(0 < length <= SMALL.maximum for length in lengths)
+
+
+@compiled
+@given(st.binary(max_size=8), st.integers(0, 200_000), st.binary(min_size=1, max_size=300))
+def test_an_insertion_changes_only_few_chunks(seed: bytes, place: int, inserted: bytes) -> None:
+    before = content(seed, 200_000)
+    after = before[:place] + inserted + before[place:]
+    known = set(chunks(before, cut(before, SMALL, [2**16])))
+    assert len(known) > 500
+    new = [chunk for chunk in chunks(after, cut(after, SMALL, [2**16])) if chunk not in known]
+    assert len(new) <= 24
+
+
+_WITHOUT = """
+import sys
+from casartifacts.backends.filesystem import FileSystemArtifactStore
+from casartifacts.chunking import ChunkerParameters, Cutter
+from casartifacts.store import ContentStore
+
+for size in (1_000_000, 0):
+    print(Cutter(ChunkerParameters()).cut(memoryview(bytes(size)), is_last=True))
+with open(sys.argv[2], "rb") as file:
+    ContentStore(FileSystemArtifactStore(sys.argv[1])).write("fixed", file)
+"""
+
+
+def test_without_the_compiled_part_cuts_are_fixed_and_one_warning_says_so(tmp_path: Path) -> None:
+    def ignore(folder: str, names: list[str]) -> set[str]:
+        return {name for name in names if name.endswith(_SUFFIXES) or name == "__pycache__"}
+
+    shutil.copytree(_PACKAGE, tmp_path / "path" / "pyfastcdc", ignore=ignore)
+    file_path = tmp_path / "file"
+    file_path.write_bytes(content(b"fixed", 2_000_000))
+    ran = subprocess.run(
+        [sys.executable, "-c", _WITHOUT, str(tmp_path / "store"), str(file_path)],
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "path")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == "[196608, 196608, 196608, 196608, 196608, 16960]\n[]\n"
+    [warning] = ran.stderr.splitlines()
+    assert warning.startswith("pyfastcdc has no compiled part on this machine")
+    # What was stored so is read and recognised by everybody: a manifest carries its own table.
+    store = ContentStore(FileSystemArtifactStore(tmp_path / "store"))
+    with store.open_reader("fixed") as reader:
+        assert reader.read() == file_path.read_bytes()
+    stored = sorted(path for path in tmp_path.rglob("store/[bm]*/*/*") if path.is_file())
+    with file_path.open("rb") as file:
+        store.write("again", file)
+    assert sorted(path for path in tmp_path.rglob("store/[bm]*/*/*") if path.is_file()) == stored
+    assert len(stored) == 2
