@@ -278,8 +278,10 @@ class ContentStore:
     def _keep(self, upload: _Upload) -> str:
         """See to it that a content is live, and return the name by which it is."""
         if upload.small is not None:
-            blob = NewBlob(0, upload.size, upload.digest)
-            name = self._keep_blob(blob, upload.read_small)
+            name = names.blob(upload.digest)
+            if not self._is_live(name, _exactly(upload.size)):
+                blob = NewBlob(0, upload.size, upload.digest)
+                self._send_blob(blob, upload.read_small)
         else:
             name = names.manifest(upload.digest)
             sizes = range(smallest_size(upload.size, upload.record.chunker), sys.maxsize)
@@ -297,26 +299,33 @@ class ContentStore:
             upload.source, digest=upload.digest, size=upload.size, chunker=upload.record.chunker
         )
 
-        def keep(blob: NewBlob) -> tuple[str, int]:
-            return self._keep_blob(blob, upload.source.read_at), blob.length
+        def missing() -> Iterator[tuple[NewBlob, bool]]:
+            # An upload that was interrupted goes on where it stopped: each blob is asked for, until
+            # one is missing. The others are sent unasked, which costs no request more than it must.
+            asks = True
+            for blob in plan:
+                asks = asks and self._is_live(names.blob(blob.digest), _exactly(blob.length))
+                yield blob, asks
+
+        def keep(asked: tuple[NewBlob, bool]) -> NewBlob:
+            blob, is_live = asked
+            if not is_live:
+                self._send_blob(blob, upload.source.read_at)
+            return blob
 
         kept = []
         done = 0
         # One worker is left for the plan itself, which goes on beside the uploads.
-        for name, length in in_order(keep, plan, ahead=WORKERS - 1):
-            kept.append(name)
-            done += length
+        for blob in in_order(keep, missing(), ahead=WORKERS - 1):
+            kept.append(names.blob(blob.digest))
+            done += blob.length
             upload.report(done)
         upload.check_unchanged()
         return plan.manifest().encode(), kept
 
-    def _keep_blob(self, blob: NewBlob, read_at: Callable[[int, int], bytes]) -> str:
-        name = names.blob(blob.digest)
-        sizes = range(blob.length, blob.length + 1)
-        if not self._is_live(name, sizes):
-            body = Outgoing(read_at, start=blob.start, length=blob.length, digest=blob.digest)
-            self._publish(name, cast("BinaryIO", body), sizes)
-        return name
+    def _send_blob(self, blob: NewBlob, read_at: Callable[[int, int], bytes]) -> None:
+        body = Outgoing(read_at, start=blob.start, length=blob.length, digest=blob.digest)
+        self._publish(names.blob(blob.digest), cast("BinaryIO", body), _exactly(blob.length))
 
     def _is_live(self, name: str, sizes: range) -> bool:
         """Tell whether something of one of these sizes (bytes) is live under a name."""
@@ -542,6 +551,10 @@ class _Vouched(io.BytesIO):
 def _report(progress: Progress | None, done: int, size: int) -> None:
     if progress is not None:
         progress(done, size)
+
+
+def _exactly(size: int) -> range:
+    return range(size, size + 1)
 
 
 def _digest_of(ref: Ref) -> str:
