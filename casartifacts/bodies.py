@@ -40,7 +40,7 @@ class Source:
         """Return bytes from an offset, at least one unless there are no more."""
         with self._lock:
             self._body.seek(self._base + offset)
-            return _checked(self._body.read(length))
+            return _checked(self._body.read(length))[:length]
 
     def stamp(self) -> tuple[int, ...]:
         """Return what changes when the bytes do, as far as that can be told without reading."""

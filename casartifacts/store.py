@@ -370,8 +370,8 @@ class ContentStore:
                 return
         raise CasartifactsError(
             f"A record was sent {_MOST_SENDS} times to {self.backend!r}, and each time more than an"
-            " hour passed before it was acknowledged. Nothing was published; mend the connection "
-            "or the clock and upload again."
+            " hour passed before it was acknowledged: what it names may have been collected since. "
+            "Mend the connection or the clock and upload again."
         )
 
     # How a content is found

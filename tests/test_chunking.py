@@ -90,7 +90,7 @@ def test_another_implementation_cuts_alike(parameters: ChunkerParameters) -> Non
         parameters.average,
         min_size=parameters.minimum,
         max_size=parameters.maximum,
-        normalized_chunking=parameters.normalization,
+        normalized_chunking=1,
     )
     assert cut(whole, parameters) == [chunk.length for chunk in twin.cut_buf(whole)]
 
