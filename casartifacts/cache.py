@@ -73,6 +73,9 @@ _MOST_BY_DEFAULT = 100 * 2**30
 # One part in twenty of the file system stays free, whatever the limit.
 _FREE_PARTS = 20
 
+# What the table may grow by while a content comes in, and the last block of its file.
+_SLACK = 2**16
+
 # How long a statement waits for another process: their transactions take about 1 ms.
 _BUSY_SECONDS = 3
 
@@ -89,7 +92,7 @@ _MOST_KNOWN = 16_384
 # Text records in the table; beyond this the oldest go, a hundredth at a time.
 _MOST_RECORDS = 100_000
 
-# What turned out wrong and is kept for inspection.
+# How many contents that turned out wrong, and files of a broken table, are kept for inspection.
 _MOST_DAMAGED = 4
 
 # A file in tmp/ belongs to a killed process if nobody has it locked and nobody wrote to it for a
@@ -151,7 +154,8 @@ _NO_FILE = {errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO}
 
 _CONTENT_NAME = re.compile(r"contents/([0-9a-f]{2})/\1[0-9a-f]{62}-[0-9a-f]{16}")
 _SLOT_NAME = re.compile(r"[0-9a-f]{64}-[0-9a-f]{16}-([0-9]{1,18})")
-_DAMAGED_NAME = re.compile(rf"([0-9a-f]{{64}}|{re.escape(DBNAME)}(-wal|-shm)?)-[0-9a-f]{{16}}")
+_DAMAGED_CONTENT = re.compile(r"[0-9a-f]{64}-[0-9a-f]{16}")
+_DAMAGED_TABLE = re.compile(rf"{re.escape(DBNAME)}(-wal|-shm)?-[0-9a-f]{{16}}")
 _RECORD_NAME = re.compile(r"[ -~]{1,1200}")
 _RECORD_VALUE = re.compile(r"[ -~]{0,1200}")
 
@@ -230,10 +234,11 @@ class _Names(diskcache.Disk):  # type: ignore[misc] # diskcache ships no types
             return 0, MODE_RAW, None, value
         raise TypeError(f"Neither a content nor a text: {value!r}")
 
-    def fetch(self, mode: object, filename: object, value: object, _read: object) -> str | None:
-        """Return the name of a file or a text; None for a row that we never wrote."""
-        found = filename if mode == MODE_BINARY else value if mode == MODE_RAW else None
-        return found if type(found) is str else None
+    def fetch(self, mode: object, filename: object, value: object, read: object) -> str | None:
+        """Return the name of a content's file, or a text; None for a row that we never wrote."""
+        found = filename if read else value
+        is_ours = mode == (MODE_BINARY if read else MODE_RAW)
+        return found if is_ours and type(found) is str else None
 
     def filename(self, key: object = None, value: object = None) -> tuple[str, str]:
         """Refuse: files get their names where they are moved in."""
@@ -256,9 +261,13 @@ class _Table(diskcache.Cache):  # type: ignore[misc] # diskcache ships no types
 
     def __init__(self, folder: str) -> None:
         self._connection: sqlite3.Connection | None = None
-        super().__init__(folder, timeout=_BUSY_SECONDS, disk=_Names, **_SETTINGS)
-        self.sql(_INDEX)
-        self.sql(_ADD_UP)
+        try:
+            super().__init__(folder, timeout=_BUSY_SECONDS, disk=_Names, **_SETTINGS)
+            self.sql(_INDEX)
+            self.sql(_ADD_UP)
+        except BaseException:
+            self.close()
+            raise
 
     def __del__(self) -> None:
         self.close()
@@ -386,10 +395,10 @@ class _Database:
                     if os.path.lexists(self._path + suffix):
                         _put_aside(self._folder, self._path + suffix, f"{DBNAME}{suffix}-{random}")
             logger.warning(
-                "The table of the cache in %s was broken (%r); it is in damaged/ now, and a new "
+                "The table of the cache in %s was broken (%s); it is in damaged/ now, and a new "
                 "one was begun with the contents that are there",
                 self._folder,
-                error,
+                repr(error),
             )
         return True
 
@@ -644,11 +653,14 @@ class ArtifactCache:
             path = _path(self._folder, name, digest)
             if dropped and path is not None:
                 with contextlib.suppress(OSError):
-                    _put_aside(self._folder, path, os.path.basename(path))
+                    if stat.S_ISREG(os.lstat(path).st_mode):
+                        _put_aside(self._folder, path, os.path.basename(path))
+                    else:
+                        os.unlink(path)
         if dropped:
             with _counting:
                 self.counters.heals += 1
-            logger.warning("Content %s in %r is to be fetched anew: %s", digest, self, why)
+            logger.warning("Content %s in %s is to be fetched anew: %s", digest, repr(self), why)
 
     def _count_hit(self, stamp: _Stamp) -> None:
         with _counting:
@@ -669,7 +681,7 @@ class ArtifactCache:
                 promised, unwritten = _promised(self._folder)
                 excess = max(
                     can_go + promised + size - limit,
-                    unwritten + size - _room(self._folder),
+                    unwritten + size + _SLACK - _room(self._folder),
                 )
                 if excess > can_go:
                     return None
@@ -751,7 +763,8 @@ class ArtifactCache:
     def _warn(self, what: str, error: BaseException | None) -> None:
         if what not in self._warned:
             self._warned.add(what)
-            logger.warning("%r is gone around: %s (%r)", self, what, error)
+            # Texts, not objects: a log record may be kept, and what it names with it.
+            logger.warning("%s is gone around: %s (%s)", repr(self), what, repr(error))
 
 
 class Slot:
@@ -949,24 +962,24 @@ def _is_left_over(path: str, status: os.stat_result) -> bool:
     return age > _FORGOTTEN_SECONDS
 
 
-def _aside(folder: str) -> list[_Moved]:
-    """Return the files that were put aside, the oldest first."""
+def _aside(folder: str, pattern: re.Pattern[str] = _DAMAGED_CONTENT) -> list[_Moved]:
+    """Return the files of this kind that were put aside, the oldest first."""
     found = []
-    for name in os.listdir(f"{folder}/damaged"):
-        if _DAMAGED_NAME.fullmatch(name):
-            path = f"{folder}/damaged/{name}"
-            with contextlib.suppress(FileNotFoundError):
-                status = os.lstat(path)
-                if stat.S_ISREG(status.st_mode):
-                    found.append((status.st_ctime_ns, _Moved(path, status.st_size)))
+    for name in filter(pattern.fullmatch, os.listdir(f"{folder}/damaged")):
+        path = f"{folder}/damaged/{name}"
+        with contextlib.suppress(FileNotFoundError):
+            status = os.lstat(path)
+            if stat.S_ISREG(status.st_mode):
+                found.append((status.st_ctime_ns, _Moved(path, status.st_size)))
     return [entry for _, entry in sorted(found)]
 
 
 def _put_aside(folder: str, path: str, name: str) -> None:
-    """Move what lies here to where it can be inspected, and drop the oldest there."""
+    """Move what lies here to where it can be inspected, and drop the oldest of its kind there."""
     os.rename(path, f"{folder}/damaged/{name}")
-    for entry in _aside(folder)[:-_MOST_DAMAGED]:
-        os.unlink(entry.name)
+    for pattern in (_DAMAGED_CONTENT, _DAMAGED_TABLE):
+        for entry in _aside(folder, pattern)[:-_MOST_DAMAGED]:
+            os.unlink(entry.name)
 
 
 def _adopt(table: _Table, folder: str) -> None:
@@ -1019,7 +1032,7 @@ def _boot() -> str:
     times; fsync would cost 0.3 s/GiB for every content, hashing it again half of that for some.
     """
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:
         return ""
 
@@ -1125,7 +1138,7 @@ def _is_broken(error: Exception) -> bool:
         code = _code(error)
         return code is None or code in _BROKEN
     # Settings and rows that we never wrote.
-    return isinstance(error, TypeError | ValueError | LookupError | AttributeError)
+    return isinstance(error, TypeError | ValueError | AttributeError)
 
 
 # Fork. SQLite must not be carried across it: a connection of the parent's, even one that is only

@@ -351,7 +351,7 @@ class _Listing:
     storage: BaseStorage
     of_trial: bool
     owner_id: int
-    study_name: str | None
+    study: Study | None
 
     def attributes(self) -> dict[str, Any]:
         if self.of_trial:
@@ -379,8 +379,17 @@ class _Listing:
             raise
 
     def origin(self) -> dict[str, str]:
-        told = {"study": self.study_name, "storage": storage_fingerprint(self.storage)}
-        return {name: value for name, value in told.items() if value is not None}
+        """Tell which study in which storage, as far as that is known and costs no request."""
+        origin = {}
+        place = storage_fingerprint(self.storage)
+        if place is not None:
+            origin["storage"] = place
+        if self.study is not None:
+            own = self.study._storage
+            # In another storage than the study's own, this number is of another study.
+            if self.storage is own or (place is not None and place == storage_fingerprint(own)):
+                origin["study"] = self.study.study_name
+        return origin
 
 
 def _listing(study_or_trial: Trial | FrozenTrial | Study, storage: BaseStorage | None) -> _Listing:
@@ -404,18 +413,14 @@ def _listing(study_or_trial: Trial | FrozenTrial | Study, storage: BaseStorage |
             "study_or_trial must be a Trial, FrozenTrial or Study of Optuna, got "
             f"{study_or_trial!r}"
         )
-    if study is None:
-        if storage is None:
+    if storage is None:
+        if study is None:
             raise ValueError(
                 "storage is required for FrozenTrial. Pass the storage that the trial was read "
                 "from: storage=optuna.storages.get_storage(...)."
             )
-        return _Listing(storage, of_trial, owner_id, study_name=None)
-    # A storage of the caller's own may be another one, where this number is of another study.
-    is_own = storage is None or storage is study._storage
-    return _Listing(
-        storage or study._storage, of_trial, owner_id, study.study_name if is_own else None
-    )
+        storage = study._storage
+    return _Listing(storage, of_trial, owner_id, study)
 
 
 def _check_store(artifact_store: ArtifactStore) -> None:

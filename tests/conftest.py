@@ -7,6 +7,7 @@ Rule 2: soaks (`-m slow`) run only when they are asked for.
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import subprocess
 import sys
@@ -17,8 +18,15 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
+from casartifacts import names, planning, reading
+from casartifacts.chunking import ChunkerParameters
+from casartifacts.records import StoreRecord
+from casartifacts.store import ContentStore
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from casartifacts.protocols import Backend
 
 # No deadline: machines that run tests are shared. What fails is printed with its seed.
 settings.register_profile(
@@ -43,6 +51,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     slow = [item for item in items if item.get_closest_marker("slow")]
     config.hook.pytest_deselected(items=slow)
     items[:] = [item for item in items if item not in slow]
+
+
+@pytest.fixture(scope="class")  # so that random tests may use it
+def tiny() -> Iterator[Callable[[Backend], ContentStore]]:
+    """Makes stores in which 1,001 bytes are a large content, and 10,000 are several blobs."""
+
+    def make(backend: Backend) -> ContentStore:
+        record = StoreRecord(
+            durable=backend.durable,
+            small_content_limit=1000,
+            chunker=ChunkerParameters(minimum=64, average=256, maximum=1024),
+        )
+        backend.write_if_absent(names.STORE_RECORD, io.BytesIO(record.encode()))
+        return ContentStore(backend)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "BLOB_LIMIT", 4096)
+        patch.setattr(planning, "_WINDOW_SIZE", 3000)
+        patch.setattr(reading, "_PIECE_SIZE", 2000)
+        yield make
 
 
 @pytest.fixture

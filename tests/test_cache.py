@@ -6,7 +6,6 @@ Rule 2: sizes are measured on the real folder.
 
 from __future__ import annotations
 
-import logging
 import os
 import pickle
 import random
@@ -18,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,7 @@ import diskcache
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from casartifacts import cache as cache_module
 from casartifacts.cache import ArtifactCache, CacheUnavailable, Slot
@@ -58,11 +57,11 @@ def read(cache: ArtifactCache, digest: str) -> bytes | None:
 
 
 def file_of(folder: Path, digest: str) -> Path:
-    (path,) = (folder / "contents").glob(f"*/{digest}-*")
+    (path,) = filter(Path.is_file, folder.glob(f"contents/*/{digest}-*"))
     return path
 
 
-def overwrite(path: Path, body: bytes) -> None:
+def overwrite(path: Path, body: bytes | bytearray) -> None:
     """Write into a file where it lies, as a disk or a program gone wrong does."""
     path.chmod(0o600)
     with path.open("r+b") as file:
@@ -87,6 +86,12 @@ def rows(folder: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
+def quick_folder() -> tempfile.TemporaryDirectory[str]:
+    """Make a folder in memory where that can be had: a new database costs 30 ms of fsync."""
+    memory = Path("/dev/shm")  # noqa: S108 -- a fresh folder in it
+    return tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "cache"
@@ -104,7 +109,7 @@ class Contents(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.place = tempfile.TemporaryDirectory()
+        self.place = quick_folder()
         self.folder = Path(self.place.name, "cache")
         self.cache = ArtifactCache(self.folder, size_limit=LIMIT)
         self.bodies: dict[str, bytes] = {}
@@ -116,13 +121,21 @@ class Contents(RuleBasedStateMachine):
         self.cache.close()
         self.place.cleanup()
 
-    def pick(self, choice: int) -> str:
-        return sorted(self.held)[choice % len(self.held)]
+    def pick(self, choice: int) -> str | None:
+        """Choose a content that is held and right."""
+        right = sorted(self.held.keys() - self.wrong)
+        return right[choice % len(right)] if right else None
+
+    @initialize(sizes=st.lists(st.integers(1, 4_000), min_size=1, max_size=5))
+    def begin(self, sizes: list[int]) -> None:
+        for seed, size in enumerate(sizes):
+            self.keep(size, seed)
 
     @rule(size=st.integers(0, 5_000) | st.integers(5_000, LIMIT + 1), seed=st.integers(0, 3))
     def keep(self, size: int, seed: int) -> None:
         body = random.Random(f"{size} {seed}").randbytes(size)
         digest = digest_of(body)
+        self.bodies.pop(digest, None)
         self.bodies[digest] = body
         is_kept = size <= LIMIT
         assert keep(self.cache, body) is is_kept
@@ -140,9 +153,9 @@ class Contents(RuleBasedStateMachine):
         self.held[digest] = size
 
     @rule(choice=st.integers(0))
-    @precondition(lambda self: self.bodies)
     def open(self, choice: int) -> None:
-        digest = sorted(self.bodies)[choice % len(self.bodies)]
+        # The younger ones more often: most of the others are gone.
+        digest = list(self.bodies)[-1 - choice % min(len(self.bodies), 6)]
         is_hit = digest in self.held and digest not in self.wrong
         assert read(self.cache, digest) == (self.bodies[digest] if is_hit else None)
         if digest in self.wrong:
@@ -151,23 +164,21 @@ class Contents(RuleBasedStateMachine):
                 self.aside = [*self.aside, size][-4:]
 
     @rule(choice=st.integers(0))
-    @precondition(lambda self: self.held)
     def forget(self, choice: int) -> None:
-        digest = self.pick(choice)
+        digest = list(self.bodies)[choice % len(self.bodies)]
         self.cache.forget(digest)
-        del self.held[digest]
+        self.held.pop(digest, None)
         self.wrong.pop(digest, None)
 
     @rule()
     def reopen(self) -> None:
         self.cache.close()
-        self.cache = pickle.loads(pickle.dumps(self.cache))
+        self.cache = pickle.loads(pickle.dumps(self.cache))  # noqa: S301 -- our own
 
     @rule(choice=st.integers(0), where=st.integers(0))
-    @precondition(lambda self: self.held)
     def corrupt(self, choice: int, where: int) -> None:
         digest = self.pick(choice)
-        if digest in self.wrong or not self.held[digest]:
+        if digest is None or not self.held[digest]:
             return
         body = bytearray(self.bodies[digest])
         body[where % len(body)] ^= 1
@@ -175,20 +186,18 @@ class Contents(RuleBasedStateMachine):
         self.wrong[digest] = len(body)
 
     @rule(choice=st.integers(0), left=st.integers(0))
-    @precondition(lambda self: self.held)
     def truncate(self, choice: int, left: int) -> None:
         digest = self.pick(choice)
-        if digest in self.wrong or not self.held[digest]:
+        if digest is None or not self.held[digest]:
             return
         left %= self.held[digest]
         overwrite(file_of(self.folder, digest), self.bodies[digest][:left])
         self.wrong[digest] = left
 
     @rule(choice=st.integers(0), instead=st.sampled_from(["nothing", "symlink", "folder", "fifo"]))
-    @precondition(lambda self: self.held)
     def replace(self, choice: int, instead: str) -> None:
         digest = self.pick(choice)
-        if digest in self.wrong:
+        if digest is None:
             return
         path = file_of(self.folder, digest)
         path.rename(target := self.folder.with_name("elsewhere"))
@@ -202,10 +211,9 @@ class Contents(RuleBasedStateMachine):
         self.wrong[digest] = None
 
     @rule(choice=st.integers(0), is_copied=st.booleans())
-    @precondition(lambda self: self.held)
     def touch(self, choice: int, is_copied: bool) -> None:
         digest = self.pick(choice)
-        if digest in self.wrong:
+        if digest is None:
             return
         path = file_of(self.folder, digest)
         if is_copied:
@@ -229,3 +237,947 @@ class Contents(RuleBasedStateMachine):
 
 TestContents = Contents.TestCase
 TestContents.settings = settings(max_examples=60, stateful_step_count=30)
+
+
+# Room
+
+
+def test_room_is_made_before_a_content_comes_in(folder: Path) -> None:
+    """What must go has gone when the slot is handed out, and two slots never share room."""
+    cache = ArtifactCache(folder, size_limit=1_000)
+    neighbour = ArtifactCache(folder, size_limit=1_000)
+    for body in (b"a" * 400, b"b" * 400):
+        assert keep(cache, body)
+    with cache.admit(digest_of(b"c" * 500), size=500) as slot:
+        assert slot is not None
+        assert bytes_in(folder) + 500 <= 1_000
+        assert read(cache, digest_of(b"b" * 400)) is not None
+        # 500 reserved, 400 held: 600 more can never fit, so that nothing is evicted for them.
+        for other in (cache, neighbour):
+            with other.admit(digest_of(b"d" * 600), size=600) as refused:
+                assert refused is None
+        assert read(neighbour, digest_of(b"b" * 400)) is not None
+        assert keep(neighbour, b"e" * 500)
+        assert read(cache, digest_of(b"b" * 400)) is None
+        slot.write_at(b"c" * 500, 0)
+        slot.publish().close()
+    assert bytes_in(folder) == cache.volume() == 1_000
+    assert cache.counters.evictions == neighbour.counters.evictions == 1
+
+
+def test_a_content_as_large_as_the_limit_is_held_and_a_larger_one_passes_by(folder: Path) -> None:
+    """What passes by evicts nothing, and a cache without room holds nothing."""
+    cache = ArtifactCache(folder, size_limit=1_000)
+    assert keep(cache, b"a" * 1_000)
+    assert not keep(cache, b"b" * 1_001)
+    assert read(cache, digest_of(b"a" * 1_000)) == b"a" * 1_000
+    assert not keep(ArtifactCache(folder, size_limit=0), b"c")
+    assert keep(ArtifactCache(folder, size_limit=0), b"") is True
+
+
+def test_the_oldest_go_first_and_a_hit_makes_young_once_in_ten_minutes(folder: Path) -> None:
+    """A hit on a row that was made young lately writes nothing; on an older one it does."""
+    bodies = [bytes([number]) * 300 for number in range(3)]
+    digests = [digest_of(body) for body in bodies]
+    for body in bodies:
+        assert keep(ArtifactCache(folder, size_limit=1_000), body)
+
+    def look() -> list[tuple[float, str]]:
+        with rows(folder) as table:
+            return table.execute(
+                "SELECT store_time, tag FROM Cache WHERE key = ?", (digests[0],)
+            ).fetchall()
+
+    before = look()
+    assert read(ArtifactCache(folder, size_limit=1_000), digests[0]) == bodies[0]
+    assert look() == before
+    ((_, tag),) = before
+    stamp, _, seconds = tag.partition(" ")
+    with rows(folder) as table:
+        older = f"{stamp} {int(seconds) - 601}"
+        table.execute("UPDATE Cache SET tag = ? WHERE key = ?", (older, digests[0]))
+    cache = ArtifactCache(folder, size_limit=1_000)
+    assert read(cache, digests[0]) == bodies[0]
+    assert look() > before
+    assert keep(cache, b"d" * 300)
+    assert [read(cache, digest) for digest in digests] == [bodies[0], None, bodies[2]]
+
+
+def test_a_hit_makes_young_again_in_a_process_that_runs_for_long(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only the first hit of a process counts."""
+    monkeypatch.setattr(cache_module, "_REFRESH_SECONDS", 0)
+    cache = ArtifactCache(folder, size_limit=1_000)
+    for body in (b"a" * 500, b"b" * 500):
+        assert keep(cache, body)
+    assert read(cache, digest_of(b"a" * 500)) == b"a" * 500
+    assert keep(cache, b"c" * 500)
+    assert read(cache, digest_of(b"a" * 500)) == b"a" * 500
+
+
+def test_without_a_limit_it_is_a_tenth_of_the_file_system(small_disk: Path) -> None:
+    """Asking for it makes no folder."""
+    cache = ArtifactCache(small_disk / "not" / "there")
+    assert cache.size_limit == shutil.disk_usage(small_disk).total // 10
+    assert not list(small_disk.iterdir())
+    assert ArtifactCache("/").size_limit <= 100 * 2**30
+
+
+def test_what_a_killed_process_left_gives_its_room_back(folder: Path) -> None:
+    """A file that is being filled is not touched however old it looks, until its owner is dead."""
+    cache = ArtifactCache(folder, size_limit=1_000)
+    assert keep(cache, b"a" * 100)
+    program = (
+        "import sys, time\n"
+        "from casartifacts.cache import ArtifactCache\n"
+        "cache = ArtifactCache(sys.argv[1], size_limit=1_000)\n"
+        "with cache.admit('0' * 64, size=800) as slot:\n"
+        "    slot.write_at(b'b' * 100, 0)\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(folder)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        (left,) = folder.glob("tmp/*")
+        os.utime(left, (0, 0))
+        assert not keep(cache, b"c" * 500)
+        process.send_signal(signal.SIGKILL)
+    assert left.exists()
+    os.utime(left)
+    assert not keep(cache, b"c" * 500), "it may still be written to where locks do nothing"
+    os.utime(left, (0, 0))
+    assert keep(cache, b"c" * 500)
+    assert not left.exists()
+
+
+# Slots
+
+
+def test_a_slot_that_is_not_published_leaves_nothing(folder: Path) -> None:
+    """Neither when the block ends, nor when it dies."""
+    cache = ArtifactCache(folder, size_limit=1_000)
+    with pytest.raises(KeyError), cache.admit("0" * 64, size=10) as slot:  # noqa: PT012
+        assert slot is not None
+        slot.write_at(b"abc", 0)
+        assert len(list(folder.glob("tmp/*"))) == 1
+        raise KeyError
+    assert slot is not None
+    with pytest.raises(ValueError, match="closed"):
+        slot.fileno()
+    with pytest.raises(ValueError, match="closed"):
+        slot.write_at(b"abc", 0)
+    assert bytes_in(folder) == cache.volume() == 0
+    assert not list(folder.glob("tmp/*"))
+
+
+def test_a_slot_takes_pieces_in_any_order_and_only_whole_contents(folder: Path) -> None:
+    """Its length is what was announced: no byte less, and none more while it is filled."""
+    cache = ArtifactCache(folder, size_limit=1_000)
+    with cache.admit(digest_of(b"abcdef"), size=6) as slot:
+        assert slot is not None
+        slot.write_at(memoryview(b"def"), 3)
+        slot.write_at(bytearray(b"abc"), 0)
+        for offset in (1, -1):
+            with pytest.raises(CacheUnavailable, match="longer"):
+                slot.write_at(b"abcdef", offset)
+        assert os.pread(slot.fileno(), 10, 0) == b"abcdef"
+        with slot.publish() as file:
+            assert (file.read(), os.fstat(file.fileno()).st_size) == (b"abcdef", 6)
+    with cache.admit("0" * 64, size=6) as slot:
+        assert slot is not None
+        slot.write_at(b"abc", 0)
+        with pytest.raises(CacheUnavailable, match="whole"):
+            slot.publish()
+    assert cache.open("0" * 64) is None
+    assert bytes_in(folder) == 6
+
+
+# What lies there is never executed, and nothing outside is touched
+
+
+class Bomb:
+    """What is left of an attacker: unpickling it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+        return Path.touch, (self.path,)
+
+
+_watching: list[tuple[str, str]] | None = None
+_FILE_EVENTS = {"open", "os.rename", "os.remove", "os.chmod", "os.utime", "os.rmdir", "os.truncate"}
+
+
+def _watch(event: str, arguments: tuple[Any, ...]) -> None:
+    if _watching is None or event not in {*_FILE_EVENTS, "pickle.find_class"}:
+        return
+    paths = arguments[:2] if event in {"os.rename", "pickle.find_class"} else arguments[:1]
+    _watching.extend((event, os.fspath(path)) for path in paths if not isinstance(path, int))
+
+
+sys.addaudithook(_watch)
+
+
+@contextmanager
+def watched() -> Iterator[list[tuple[str, str]]]:
+    """Note every file that Python opens, moves or deletes, and every class that it unpickles."""
+    global _watching  # noqa: PLW0603 -- an audit hook cannot be taken out again
+    noted: list[tuple[str, str]] = []
+    _watching = noted
+    try:
+        yield noted
+    finally:
+        _watching = None
+
+
+BODY = b"a content" * 100
+DIGEST = digest_of(BODY)
+NAME = "record"
+
+# What another user of the folder could write into the database: {outside} is a path outside the
+# folder, {above} the same as a relative one; ? is a pickle.
+TAMPERED = {
+    "a pickle as value": "UPDATE Cache SET mode = 4, filename = NULL, value = ?",
+    "a pickle as text": "UPDATE Cache SET mode = 1, filename = NULL, value = ?",
+    "a pickle in the file": "UPDATE Cache SET mode = 4, value = NULL WHERE ? NOT NULL",
+    "a pickle as name": "UPDATE Cache SET key = ?, raw = 0 WHERE rowid = 1",
+    "a pickle as tag": "UPDATE Cache SET tag = ?",
+    "an absolute path": "UPDATE Cache SET filename = '{outside}' WHERE ? NOT NULL",
+    "a relative path": "UPDATE Cache SET filename = '{above}', mode = 2 WHERE ? NOT NULL",
+    "a path as text": "UPDATE Cache SET filename = '{above}', mode = 3 WHERE ? NOT NULL",
+    "a path in a blob": "UPDATE Cache SET filename = CAST('{above}' AS BLOB) WHERE ? NOT NULL",
+    "a path that is ours at first": (
+        "UPDATE Cache SET filename = filename || '/../../../{above}' WHERE ? NOT NULL"
+    ),
+    "no text": "UPDATE Cache SET value = CAST(x'ff' AS TEXT), tag = 1.5 WHERE ? NOT NULL",
+    "a size that is none": "UPDATE Cache SET size = 'much' WHERE ? NOT NULL",
+    "a negative size": "UPDATE Cache SET size = -1000000 WHERE ? NOT NULL",
+    "a setting of the disk": "INSERT INTO Settings VALUES ('disk_x', ?)",
+    "a setting of SQLite": "INSERT INTO Settings VALUES ('sqlite_mmap_size = 1000000 --', ?)",
+    "a setting that is a method": "INSERT INTO Settings VALUES ('transact', ?)",
+    "a setting without a text as name": "INSERT INTO Settings VALUES (?, 1)",
+    "another policy": "UPDATE Settings SET value = ? WHERE key = 'eviction_policy'",
+    "statistics": "UPDATE Settings SET value = 1 WHERE key = 'statistics' AND ? NOT NULL",
+    "a cull": "UPDATE Settings SET value = 10 WHERE key = 'cull_limit' AND ? NOT NULL",
+    "a sum that is none": "UPDATE Settings SET value = ? WHERE key = 'size'",
+    "a trigger": (
+        "CREATE TRIGGER nasty AFTER DELETE ON Cache BEGIN SELECT RAISE(ABORT, 'no'); END"
+    ),
+    "other columns": "ALTER TABLE Cache RENAME COLUMN tag TO label",
+    "no table": "DROP TABLE Cache",
+    "nothing": "SELECT ?",
+}
+
+
+@pytest.mark.parametrize("statement", TAMPERED.values(), ids=TAMPERED.keys())
+def test_a_tampered_database_is_neither_executed_nor_followed(
+    tmp_path: Path, folder: Path, statement: str
+) -> None:
+    """No pickle, path or setting is taken from it, and the cache goes on with right bytes."""
+    outside = tmp_path / "outside"
+    outside.write_bytes(BODY)
+    bomb = pickle.dumps(Bomb(tmp_path / "exploded"))
+    cache = ArtifactCache(folder, size_limit=3_000)
+    assert keep(cache, BODY)
+    assert keep(cache, bomb)
+    cache.remember(NAME, DIGEST)
+    cache.close()
+    with rows(folder) as table:
+        statement = statement.format(outside=outside, above="../outside")
+        table.execute(statement, (bomb,) * statement.count("?"))
+    with watched() as noted:
+        fresh = ArtifactCache(folder, size_limit=3_000)
+        for each in (fresh, cache):
+            assert read(each, DIGEST) in {BODY, None}
+            assert each.recall(NAME) in {DIGEST, None}
+            assert read(each, digest_of(bomb)) in {bomb, None}
+        keep(fresh, b"b" * 1_500)
+        keep(fresh, b"c" * 3_000)
+        keep(fresh, BODY)
+        fresh.remember(NAME, "other")
+        fresh.forget(digest_of(b"c" * 3_000))
+        fresh.volume()
+        assert read(fresh, DIGEST) == BODY
+        assert fresh.recall(NAME) == "other"
+    strayed = [
+        (event, path)
+        for event, path in noted
+        if not os.path.realpath(path).startswith(f"{folder}{os.sep}")
+        and path not in {str(folder), "/proc/sys/kernel/random/boot_id"}
+    ]
+    assert noted
+    assert not strayed
+    assert outside.read_bytes() == BODY
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_symlink_inside_the_folder_is_not_followed(tmp_path: Path, folder: Path) -> None:
+    """Neither in the place of a content, nor in that of a folder above it."""
+    cache = ArtifactCache(folder, size_limit=3_000)
+    assert keep(cache, BODY)
+    above = file_of(folder, DIGEST).parent
+    outside = above.rename(tmp_path / "outside")
+    above.symlink_to(outside)
+    (kept,) = outside.iterdir()
+    fresh = ArtifactCache(folder, size_limit=3_000)
+    assert read(fresh, DIGEST) is None
+    with pytest.raises(CacheUnavailable):
+        keep(fresh, BODY)
+    fresh.forget(DIGEST)
+    assert not keep(fresh, b"c" * 3_001)
+    assert keep(fresh, b"c" * 3_000)
+    assert list(outside.iterdir()) == [kept]
+    assert kept.read_bytes() == BODY
+
+
+@pytest.mark.parametrize("name", ["contents", "tmp", "damaged"])
+def test_a_folder_of_ours_that_is_a_symlink_is_not_used(
+    tmp_path: Path, folder: Path, name: str
+) -> None:
+    """The cache is gone around until somebody removes it."""
+    (outside := tmp_path / "outside").mkdir()
+    folder.mkdir()
+    (folder / name).symlink_to(outside)
+    cache = ArtifactCache(folder, size_limit=1_000)
+    assert not keep(cache, BODY)
+    assert cache.open(DIGEST) is None
+    assert not list(outside.iterdir())
+
+
+# Trust
+
+
+def restamp(folder: Path, digest: str) -> None:
+    """Forge the row of a content: as if its bytes of now had been verified."""
+    stamp = cache_module._stamp(file_of(folder, digest).stat())
+    with rows(folder) as table:
+        tag = cache_module._tag(stamp, time.time())
+        table.execute("UPDATE Cache SET tag = ? WHERE key = ?", (tag, digest))
+
+
+@pytest.mark.parametrize(
+    ("mode", "is_trusted"), [(0o700, True), (0o755, True), (0o770, False), (0o702, False)]
+)
+def test_a_stamp_is_enough_where_only_this_user_can_write(
+    folder: Path, mode: int, is_trusted: bool
+) -> None:
+    """Elsewhere the bytes are hashed each time: a forged stamp changes nothing."""
+    cache = ArtifactCache(folder, size_limit=10_000)
+    folder.mkdir()
+    folder.chmod(mode)
+    assert keep(cache, BODY)
+    assert read(cache, DIGEST) == BODY
+    forged = b"A" + BODY[1:]
+    overwrite(file_of(folder, DIGEST), forged)
+    restamp(folder, DIGEST)
+    assert read(ArtifactCache(folder), DIGEST) == (forged if is_trusted else None)
+    if not is_trusted:
+        assert cache.open(DIGEST) is None
+
+
+def test_a_stamp_of_an_earlier_boot_is_not_trusted(folder: Path) -> None:
+    """What a power cut lost may come back as zeros under the same stamp; then it is seen."""
+    keep(ArtifactCache(folder), BODY)
+    keep(ArtifactCache(folder), b"other")
+    for digest, body in ((DIGEST, bytes(len(BODY))), (digest_of(b"other"), b"other")):
+        overwrite(file_of(folder, digest), body)
+        restamp(folder, digest)
+    with rows(folder) as table:
+        table.execute("UPDATE Cache SET tag = replace(tag, ?, 'before')", (cache_module._boot(),))
+    cache = ArtifactCache(folder)
+    assert read(cache, DIGEST) is None
+    assert read(cache, digest_of(b"other")) == b"other"
+    with rows(folder) as table:
+        ((tag,),) = table.execute("SELECT tag FROM Cache").fetchall()
+    assert cache_module._boot() in tag
+
+
+def test_a_write_in_the_very_moment_of_publishing_is_seen(folder: Path) -> None:
+    """The clock of a file system stands still for milliseconds; the stamp notices all the same."""
+    cache = ArtifactCache(folder)
+    for number in range(50):
+        body = bytes([number]) * 100
+        with cache.admit(digest_of(body), size=100) as slot:
+            assert slot is not None
+            slot.write_at(body, 0)
+            descriptor = os.dup(slot.fileno())
+            slot.publish().close()
+        os.pwrite(descriptor, bytes([number + 1]), 50)
+        os.close(descriptor)
+        assert cache.open(digest_of(body)) is None
+    assert cache.counters.heals == 50
+    assert len(list(folder.glob("damaged/*"))) == 4
+
+
+def test_the_moment_of_publishing_is_told_from_the_clock(folder: Path) -> None:
+    """Whatever the clock of the file system: a later write cannot set this time of modification."""
+    assert keep(ArtifactCache(folder), BODY)
+    status = file_of(folder, DIGEST).stat()
+    assert status.st_mtime_ns < status.st_ctime_ns - 10**8
+
+
+def test_a_hit_takes_no_lock(folder: Path) -> None:
+    """A process that hangs within a transaction does not keep others from their hits."""
+    cache = ArtifactCache(folder)
+    assert keep(cache, BODY)
+    cache.remember(NAME, DIGEST)
+    fresh = ArtifactCache(folder)
+    fresh.volume()
+    with rows(folder) as table:
+        table.execute("BEGIN IMMEDIATE")
+        begun = time.monotonic()
+        for each in (cache, fresh):
+            assert each.recall(NAME) == DIGEST
+            assert read(each, DIGEST) == BODY
+        assert time.monotonic() - begun < cache_module._BUSY_SECONDS
+
+
+# Failing
+
+
+def test_a_database_that_stays_locked_is_waited_for_once_a_minute(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Then writes are left alone, with one log line."""
+    monkeypatch.setattr(cache_module, "_BUSY_SECONDS", 0.5)
+    cache = ArtifactCache(folder)
+    assert keep(cache, BODY)
+    with rows(folder) as table:
+        table.execute("BEGIN IMMEDIATE")
+        begun = time.monotonic()
+        for number in range(20):
+            assert not keep(cache, b"%d" % number)
+            cache.remember(f"name {number}", "value")
+        assert 0.4 < time.monotonic() - begun < 3
+        assert read(cache, DIGEST) == BODY
+    assert len(caplog.records) == 1
+    monkeypatch.setattr(cache_module, "_PAUSE_SECONDS", 0)
+    assert keep(ArtifactCache(folder), b"later")
+
+
+def spoil_header(path: Path) -> None:
+    path.write_bytes(b"not a database, but long enough to be taken for one" * 100)
+
+
+def spoil_pages(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(4_096)
+        file.write(os.urandom(path.stat().st_size - 4_096))
+
+
+def be_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def be_a_link(path: Path) -> None:
+    path.rename(target := path.parent.with_name("elsewhere.db"))
+    path.symlink_to(target)
+
+
+def be_foreign(path: Path) -> None:
+    path.unlink()
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("CREATE TABLE Cache (something INTEGER)")
+
+
+SPOILED = [spoil_header, spoil_pages, Path.unlink, be_a_folder, be_a_link, be_foreign]
+
+
+@pytest.mark.parametrize("spoil", SPOILED)
+@pytest.mark.parametrize("is_open", [False, True])
+def test_a_broken_database_is_put_aside_and_the_contents_are_kept(
+    folder: Path,
+    spoil: Callable[[Path], None],
+    is_open: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A new one adopts the files that are there; each is verified before it is served."""
+    cache = ArtifactCache(folder)
+    for body in (BODY, b"wrong soon", b"deleted soon"):
+        assert keep(cache, body)
+    if not is_open:
+        cache.close()
+    wrong = file_of(folder, digest_of(b"wrong soon"))
+    overwrite(wrong, b"WRONG soon")
+    file_of(folder, digest_of(b"deleted soon")).unlink()
+    spoil(folder / "cache.db")
+    fresh = ArtifactCache(folder)
+    for each in (fresh, cache):
+        assert read(each, DIGEST) == BODY
+        assert each.open(digest_of(b"wrong soon")) is None
+        assert each.open(digest_of(b"deleted soon")) is None
+        assert keep(each, b"new")
+        assert read(each, digest_of(b"new")) == b"new"
+        assert each.volume() == len(BODY) + len(b"new")
+    assert bytes_in(folder) == len(BODY) + len(b"new") + len(b"wrong soon")
+    about_database = [record for record in caplog.records if "table" in record.message]
+    assert len(about_database) == (spoil is not Path.unlink)
+    assert len(caplog.records) <= len(about_database) + 2
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_no_flipped_bit_of_the_database_makes_it_fail(data: st.DataObject) -> None:
+    """Whatever it says then: right bytes or none, and new contents come in."""
+    bodies = [bytes([number]) * 700 for number in range(4)]
+    with quick_folder() as name:
+        folder = Path(name)
+        cache = ArtifactCache(folder)
+        for body in bodies:
+            assert keep(cache, body)
+            cache.remember(digest_of(body), digest_of(body))
+        cache.close()
+        path = folder / "cache.db"
+        old = bytearray(path.read_bytes())
+        for _ in range(data.draw(st.integers(1, 3))):
+            old[data.draw(st.integers(0, len(old) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+        cut = data.draw(st.none() | st.integers(0, len(old)))
+        path.write_bytes(old[:cut])
+        for fresh in (ArtifactCache(folder), ArtifactCache(folder)):
+            for body in bodies:
+                assert read(fresh, digest_of(body)) in {body, None}
+                note = fresh.recall(digest_of(body))
+                assert note is None or len(note) <= 1_200
+            fresh.volume()
+            assert keep(fresh, b"new")
+            assert read(fresh, digest_of(b"new")) == b"new"
+            fresh.close()
+
+
+def test_a_database_that_breaks_again_and_again_is_left_alone(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is replaced once in a process; then the cache is gone around, with one log line."""
+    cache = ArtifactCache(folder)
+    assert keep(cache, BODY)
+    for _ in range(3):
+        cache.close()
+        spoil_header(folder / "cache.db")
+        cache.volume()
+    for _ in range(20):
+        assert cache.open(digest_of(b"none")) is None
+        assert not keep(cache, b"new")
+    assert len(caplog.records) == 2
+    assert read(cache, DIGEST) == BODY, "this needs no database"
+
+
+def test_what_a_slot_could_not_do_is_said_once(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The store goes around it without a word."""
+    cache = ArtifactCache(folder)
+    for _ in range(3):
+        with pytest.raises(CacheUnavailable), cache.admit(DIGEST, size=3) as slot:  # noqa: PT012
+            assert slot is not None
+            slot.publish()
+    (record,) = caplog.records
+    assert "expected 3 bytes, 0 were written" in record.message
+
+
+def test_a_folder_that_is_deleted_while_in_use_is_made_anew(folder: Path) -> None:
+    """What was open stays readable, everything else is a miss, and the next content is kept."""
+    cache = ArtifactCache(folder)
+    assert keep(cache, BODY)
+    cache.remember(NAME, DIGEST)
+    file = cache.open(DIGEST)
+    assert file is not None
+    with file, cache.admit("0" * 64, size=3) as slot:
+        assert slot is not None
+        shutil.rmtree(folder)
+        slot.write_at(b"abc", 0)
+        with pytest.raises(CacheUnavailable):
+            slot.publish()
+        assert cache.open(DIGEST) is None
+        assert cache.recall(NAME) is None
+        assert file.read() == BODY
+    assert keep(cache, BODY)
+    assert read(cache, DIGEST) == BODY
+
+
+def test_another_program_loses_nothing_by_sharing_the_folder(folder: Path) -> None:
+    """Its database is put aside, unread; its files are neither adopted nor evicted."""
+    with diskcache.Cache(str(folder)) as other:
+        other.set("name", b"v" * 100_000)
+    theirs = [path for path in folder.glob("??/*/*") if path.is_file()]
+    cache = ArtifactCache(folder, size_limit=1_000)
+    for number in range(5):
+        assert keep(cache, bytes([number]) * 900)
+    assert [path for path in theirs if path.exists()] == theirs != []
+    assert len(list(folder.glob("damaged/cache.db-*"))) == 1
+    assert not (folder / "CACHEDIR.TAG").exists()
+
+
+def test_a_folder_without_permission_is_gone_around(
+    without_privileges: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Read-only, unreadable or no folder at all: misses, and one log line for each."""
+    folder = without_privileges / "cache"
+    assert keep(ArtifactCache(folder), BODY)
+    in_use = ArtifactCache(folder)
+    assert read(in_use, DIGEST) == BODY
+    for path in [*folder.rglob("*"), folder]:
+        path.chmod(0o500 if path.is_dir() else 0o400)
+    (without_privileges / "file").write_bytes(b"")
+    caplog.clear()
+    assert read(in_use, DIGEST) == BODY
+    refused = [
+        ArtifactCache(folder),
+        ArtifactCache(folder / "below"),
+        ArtifactCache(without_privileges / "file" / "below"),
+        ArtifactCache("/proc/cannot/be/made"),
+    ]
+    for number, cache in enumerate(refused, 1):
+        for _ in range(3):
+            assert cache.open(digest_of(b"none")) is None
+            assert not keep(cache, b"new")
+            assert cache.recall(NAME) is None
+            cache.remember(NAME, "value")
+            cache.forget(DIGEST)
+            assert cache.volume() == 0
+        assert len(caplog.records) == number
+    assert file_of(folder, DIGEST).read_bytes() == BODY
+
+
+def test_the_last_twentieth_of_a_disk_stays_free(small_disk: Path) -> None:
+    """Contents make room for each other rather than fill it, whatever the limit says."""
+    cache = ArtifactCache(small_disk / "cache", size_limit=2**40)
+    floor = shutil.disk_usage(small_disk).total // 20
+    for number in range(40):
+        assert keep(cache, bytes([number]) * 100_000)
+        assert shutil.disk_usage(small_disk).free >= floor
+    assert cache.counters.evictions > 20
+    # A neighbour fills the disk.
+    (small_disk / "neighbour").write_bytes(bytes(shutil.disk_usage(small_disk).free - floor // 2))
+    held = cache.volume()
+    assert not keep(cache, b"x" * (held + 100_000))
+    assert cache.volume() == held, "evicting all of it would have been in vain"
+    cache.close()
+
+
+def test_a_full_disk_is_gone_around(small_disk: Path) -> None:
+    """It fails the content that comes in, and no hit; afterwards all is as before."""
+    folder = small_disk / "cache"
+    cache = ArtifactCache(folder, size_limit=2**40)
+    assert keep(cache, BODY)
+    cache.remember(NAME, DIGEST)
+    body = os.urandom(500_000)
+    filler = small_disk / "filler"
+    with cache.admit(digest_of(body), size=len(body)) as slot:
+        assert slot is not None
+        with suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(2**16))
+        assert shutil.disk_usage(small_disk).free < len(body)
+        with pytest.raises(CacheUnavailable, match="written"):
+            slot.write_at(body, 0)
+    assert not list(folder.glob("tmp/*"))
+    for each in (cache, ArtifactCache(folder)):
+        assert not keep(each, b"new")
+        each.remember("another", "value")
+        assert each.recall(NAME) in {DIGEST, None}
+        assert read(each, DIGEST) in {BODY, None}
+        each.close()
+    assert read(cache, DIGEST) == BODY
+    assert cache.recall(NAME) == DIGEST
+    cache.close()
+    filler.unlink()
+    with closing(ArtifactCache(folder, size_limit=2**40)) as fresh:
+        assert keep(fresh, body)
+        assert read(fresh, DIGEST) == BODY
+
+
+# Records
+
+PRINTABLE = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=5)
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 1), st.integers(0, 1), PRINTABLE | st.text(max_size=3), st.text())
+        | st.tuples(st.integers(0, 1), st.integers(0, 1), PRINTABLE, PRINTABLE),
+        max_size=12,
+    )
+)
+def test_records_agree_with_a_dict_in_every_cache_object_on_the_folder(
+    steps: list[tuple[int, int, str, str]],
+) -> None:
+    """What one remembers all recall at once, also who had recalled something else before."""
+    model: dict[str, str] = {}
+    with quick_folder() as folder:
+        caches = [ArtifactCache(folder), ArtifactCache(folder)]
+        for writer, reader, name, value in steps:
+            caches[writer].remember(name, value)
+            if name and (name + value).isascii() and (name + value).isprintable():
+                model[name] = value
+            for known in [*model, name]:
+                assert caches[reader].recall(known) == model.get(known)
+        for cache in caches:
+            assert {name: cache.recall(name) for name in model} == model
+            cache.close()
+
+
+def test_a_record_is_as_long_as_an_id_and_no_longer(folder: Path) -> None:
+    """What does not fit is not kept, which is no failure."""
+    cache = ArtifactCache(folder)
+    for length, is_kept in ((1_200, True), (1_201, False)):
+        cache.remember("n" * length, "short")
+        cache.remember("short", "v" * length)
+        assert (cache.recall("n" * length) is not None) is is_kept
+        assert (cache.recall("short") == "v" * length) is is_kept
+    # A record cannot be taken for a content, nor a content for a record.
+    cache.remember(DIGEST, "record")
+    assert cache.open(DIGEST) is None
+    assert keep(cache, BODY)
+    assert cache.recall(DIGEST) == "record"
+
+
+def test_the_oldest_records_go_and_no_contents(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are bounded, and take no room from contents."""
+    monkeypatch.setattr(cache_module, "_MOST_RECORDS", 100)
+    cache = ArtifactCache(folder, size_limit=len(BODY))
+    assert keep(cache, BODY)
+    for number in range(250):
+        cache.remember(f"name {number}", "value" * 20)
+    with rows(folder) as table:
+        ((count,),) = table.execute("SELECT COUNT(*) FROM Cache WHERE filename IS NULL")
+    assert 90 <= count <= 100
+    fresh = ArtifactCache(folder)
+    assert fresh.recall("name 249") == "value" * 20
+    assert fresh.recall("name 0") is None
+    assert read(fresh, DIGEST) == BODY
+    assert fresh.volume() == len(BODY)
+
+
+# Many at once
+
+
+def hammer(cache: ArtifactCache, seed: int, steps: int) -> None:
+    """Bring in and open random contents; every byte that comes back is right."""
+    chance = random.Random(seed)
+    for _ in range(steps):
+        body = random.Random(chance.randrange(30)).randbytes(1_500)
+        if read(cache, digest_of(body)) not in {body, None}:
+            raise AssertionError("wrong bytes")
+        if chance.random() < 0.5:
+            keep(cache, body)
+        name = f"{chance.randrange(5)}"
+        cache.remember(name, name * chance.randrange(1, 3))
+        if cache.recall(name) not in {name, name * 2}:
+            raise AssertionError("wrong record")
+
+
+def test_threads_share_a_cache(folder: Path) -> None:
+    """One object, right bytes for all, and the limit is kept at every moment."""
+    cache = ArtifactCache(folder, size_limit=LIMIT)
+    failures: list[BaseException] = []
+
+    def work(seed: int) -> None:
+        try:
+            hammer(cache, seed, 100)
+        except BaseException as error:  # noqa: BLE001 -- handed to the test
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        # Files that move while they are added up may count twice, never less than they are.
+        with cache_module._guard:
+            assert bytes_in(folder) <= LIMIT
+        time.sleep(0.01)
+    assert not failures
+    assert cache.volume() == bytes_in(folder) <= LIMIT
+    assert cache.counters.hits + cache.counters.misses == 600
+    assert cache.counters.evictions
+
+
+def fork_and(act: Callable[[], None]) -> int:
+    """Run something in a forked process and return its id."""
+    if child := os.fork():
+        return child
+    code = 1
+    try:
+        signal.alarm(60)
+        act()
+        code = 0
+    finally:
+        os._exit(code)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_processes_share_a_cache_also_after_a_fork_amid_threads(folder: Path) -> None:
+    """Children of a process whose threads are busy with the cache use it on, and stay whole."""
+    cache = ArtifactCache(folder, size_limit=LIMIT)
+    assert keep(cache, BODY)
+    is_over = threading.Event()
+    failures: list[BaseException] = []
+
+    def work(seed: int) -> None:
+        try:
+            while not is_over.is_set():
+                hammer(cache, seed, 5)
+        except BaseException as error:  # noqa: BLE001 -- handed to the test
+            failures.append(error)
+
+    def act_as_child() -> None:
+        assert cache.counters.hits == 0
+        hammer(cache, os.getpid(), 20)
+        assert cache.counters.hits + cache.counters.misses == 20
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(5):
+            children = [fork_and(act_as_child) for _ in range(4)]
+            for child in children:
+                assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        is_over.set()
+        for thread in threads:
+            thread.join()
+    assert not failures
+    assert cache.volume() == bytes_in(folder) <= LIMIT
+    with rows(folder) as table:
+        assert table.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        ((size,),) = table.execute("SELECT SUM(size) FROM Cache")
+    assert size == cache.volume()
+
+
+def test_processes_start_together_on_an_empty_folder(folder: Path) -> None:
+    """Nobody takes the database that another one is making for a broken one."""
+    program = (
+        "import logging, sys\n"
+        "from casartifacts.cache import ArtifactCache\n"
+        "from casartifacts.digest import digest_of\n"
+        "logging.raiseExceptions = True\n"
+        "body = sys.argv[2].encode()\n"
+        "cache = ArtifactCache(sys.argv[1])\n"
+        "print('ready', flush=True)\n"
+        "sys.stdin.readline()\n"
+        "with cache.admit(digest_of(body), size=len(body)) as slot:\n"
+        "    slot.write_at(body, 0)\n"
+        "    slot.publish().close()\n"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(folder), f"body {number}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(8)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for process in processes:
+        assert process.communicate()[1] == ""
+    cache = ArtifactCache(folder)
+    for number in range(8):
+        assert read(cache, digest_of(b"body %d" % number)) == b"body %d" % number
+    assert not list(folder.glob("damaged/*"))
+
+
+# The object
+
+
+def test_making_one_touches_nothing_and_first_use_makes_a_private_folder(folder: Path) -> None:
+    """It says itself that backups may leave it out."""
+    old = os.umask(0)
+    try:
+        cache = ArtifactCache(folder)
+        assert not folder.exists()
+        assert cache.open(DIGEST) is None
+    finally:
+        os.umask(old)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    tag = (folder / "CACHEDIR.TAG").read_bytes()
+    assert tag.startswith(b"Signature: 8a477f597d28d172789f06886806bc55\n")
+    assert cache.counters == cache_module.Counters(misses=1)
+
+
+@pytest.mark.parametrize("size_limit", [None, 0, 12_345])
+def test_its_repr_is_code_and_it_can_be_pickled(folder: Path, size_limit: int | None) -> None:
+    """A copy has the folder and the limit, and nothing of what this process knows."""
+    cache = ArtifactCache(folder, size_limit=size_limit)
+    keep(cache, b"")
+    for copy in (pickle.loads(pickle.dumps(cache)), eval(repr(cache))):  # noqa: S307, S301
+        assert repr(copy) == repr(cache)
+        assert copy.folder == folder
+        assert copy.size_limit == cache.size_limit
+        assert copy.counters == cache_module.Counters()
+        assert read(copy, digest_of(b"")) == b""
+
+
+def test_a_relative_folder_stays_where_it_was(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the working directory is later."""
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    cache = ArtifactCache("here")
+    monkeypatch.chdir("/")
+    assert keep(cache, BODY)
+    assert cache.folder == folder / "here"
+    assert file_of(folder / "here", DIGEST).read_bytes() == BODY
+
+
+def test_what_is_no_digest_or_size_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """These are mistakes of the caller, and never become a path."""
+    cache = ArtifactCache(folder)
+    for digest in ("", "../../etc/passwd", DIGEST.upper(), DIGEST + "\n", "=name"):
+        for act in (cache.open, cache.forget):
+            with pytest.raises(ValueError, match="digest"):
+                act(digest)
+        with pytest.raises(ValueError, match="digest"), cache.admit(digest, size=1):
+            pass
+    with pytest.raises(ValueError, match="bytes"), cache.admit(DIGEST, size=-1):
+        pass
+    with pytest.raises(ValueError, match="bytes"):
+        ArtifactCache(folder, size_limit=-1)
+    monkeypatch.setenv("SCRATCH", "/elsewhere")
+    with pytest.raises(ValueError, match="expandvars"):
+        ArtifactCache("$SCRATCH/cache")
+    assert not folder.exists()
+
+
+def test_counters_say_what_happened(folder: Path) -> None:
+    """In this process, since this object was made."""
+    cache = ArtifactCache(folder, size_limit=1_000)
+    for body in (b"a" * 600, b"b" * 700):
+        assert keep(cache, body)
+    assert read(cache, digest_of(b"a" * 600)) is None
+    assert read(cache, digest_of(b"b" * 700)) is not None
+    overwrite(file_of(folder, digest_of(b"b" * 700)), b"")
+    assert read(cache, digest_of(b"b" * 700)) is None
+    assert cache.counters == cache_module.Counters(
+        hits=1, misses=2, bytes_served=700, evictions=1, heals=1
+    )
+
+
+def test_slots_are_for_sizes_that_were_announced(folder: Path) -> None:
+    """An empty content is one, too."""
+    cache = ArtifactCache(folder)
+    with cache.admit(digest_of(b""), size=0) as slot:
+        assert isinstance(slot, Slot)
+        with slot.publish() as file:
+            assert file.read() == b""
+    assert read(cache, digest_of(b"")) == b""

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import uuid
 import warnings
 from pathlib import Path
@@ -30,6 +31,7 @@ from optuna.storages.journal import JournalFileBackend
 from casartifacts import studies
 from casartifacts.backends.filesystem import FileSystemArtifactStore
 from casartifacts.backends.memory import MemoryArtifactStore
+from casartifacts.errors import ContentChanged, StoreMismatch
 from casartifacts.store import ContentStore
 from casartifacts.studies import (
     download_artifact,
@@ -426,6 +428,8 @@ def test_the_ref_remembers_which_study_in_which_storage(
         optuna.create_study(storage=storage)
         assert named._study_id == 1
         assert origin(named, storage) is None
+        assert isinstance(database, optuna.storages._CachedStorage)
+        assert origin(named, database._backend) == {"study": "digits", "storage": place}
 
 
 # Fingerprints of storages
@@ -803,6 +807,62 @@ def test_when_the_content_cannot_be_stored_nothing_is_listed(
     assert entries_of(study, storage) == {}
 
 
+@pytest.mark.parametrize("change", ["overwritten", "truncated", "grown"])
+def test_a_file_that_changes_during_the_upload_is_an_error_and_is_not_listed(
+    change: str, study: optuna.Study, tmp_path: Path
+) -> None:
+    store = ContentStore(FileSystemArtifactStore(tmp_path / "store", durable=False))
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(os.urandom(66 * 2**20))
+    told: list[int] = []
+
+    def disturb(done: int, total: int) -> None:
+        if not told:
+            with path.open("r+b") as file:
+                if change == "truncated":
+                    file.truncate(total - 1000)
+                else:
+                    file.seek(total if change == "grown" else total - 1000)
+                    file.write(b"changed")
+        told.append(done)
+
+    with pytest.raises(ContentChanged):
+        upload_artifact(
+            artifact_store=store, file_path=path, study_or_trial=study, progress=disturb
+        )
+    assert told
+    assert get_all_artifact_meta(study) == []
+    assert list(store.backend.list("refs/")) == []
+
+
+def test_nothing_is_stored_or_listed_in_a_store_of_an_unknown_format(
+    study: optuna.Study, file: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "store"
+    folder.mkdir()
+    (folder / "casartifacts.json").write_text('{"format":2}\n')
+    store = ContentStore(FileSystemArtifactStore(folder))
+    with pytest.raises(StoreMismatch, match="format 2"):
+        upload_artifact(artifact_store=store, file_path=file, study_or_trial=study)
+    assert [path.name for path in folder.rglob("*")] == ["casartifacts.json"]
+    assert get_all_artifact_meta(study) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("store", STORES, indirect=True)
+def test_a_pipe_can_be_uploaded_as_with_optuna(
+    store: Any, study: optuna.Study, tmp_path: Path
+) -> None:
+    pipe = tmp_path / "pipe.txt"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=[CONTENT])
+    writer.start()
+    artifact_id = upload_artifact(artifact_store=store, file_path=pipe, study_or_trial=study)
+    writer.join()
+    with store.open_reader(artifact_id) as reader:
+        assert reader.read() == CONTENT
+
+
 class Slow(Unwell):
     """A storage that answers so late that others collect garbage meanwhile."""
 
@@ -966,6 +1026,51 @@ def test_a_download_is_whole_or_nothing_and_the_reader_is_closed(
         download_artifact(artifact_store=store, file_path=target, artifact_id="a")
     assert store.reader.closed
     assert [path.read_bytes() for path in tmp_path.iterdir()] == ([] if dies else [CONTENT])
+
+
+@pytest.mark.parametrize("store", STORES, indirect=True)
+@pytest.mark.parametrize("artifact_id", ["../model.pt", "/etc/passwd"])
+def test_an_id_that_leads_outside_the_store_is_refused(
+    artifact_id: str, store: Any, tmp_path: Path
+) -> None:
+    if optuna.__version__ < "4.8" and not isinstance(store, ContentStore):
+        pytest.skip("Optuna's own store refuses such ids since 4.8")
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match="Invalid artifact_id"):
+        download_artifact(artifact_store=store, file_path=tmp_path / "out", artifact_id=artifact_id)
+    with pytest.raises(ValueError, match="Invalid artifact_id"):
+        remove_artifact(artifact_store=store, artifact_id=artifact_id)
+    assert set(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("store", STORES, indirect=True)
+def test_a_download_to_a_full_disk_leaves_nothing(
+    store: Any, study: optuna.Study, file: Path, tmp_path: Path
+) -> None:
+    resource = pytest.importorskip("resource")
+    artifact_id = upload_artifact(artifact_store=store, file_path=file, study_or_trial=study)
+    target = tmp_path / "out"
+    before = set(tmp_path.rglob("*"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(CONTENT) // 2, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            download_artifact(artifact_store=store, file_path=target, artifact_id=artifact_id)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_a_download_to_a_read_only_folder_is_refused_before_any_request(file: Path) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o555)
+        with not_as_root(), pytest.raises(PermissionError, match=re.escape(name)):
+            download_artifact(
+                artifact_store=Untouchable(), file_path=folder / "out", artifact_id="a"
+            )
+        folder.chmod(0o755)
+        assert list(folder.iterdir()) == []
 
 
 def test_removing_what_is_not_there_is_told(store: Any) -> None:

@@ -46,7 +46,7 @@ _OTHER_ID = "7c9e6679-7425-40de-944b-e07fc1f90ae7"
 _LARGE = 9 * 2**20 + 1
 
 # Seconds for which threads race.
-_RACE = 0.4
+_RACE = 0.25
 
 
 def _check(run: Callable[[ArtifactStore], None]) -> Callable[[ArtifactStore], None]:

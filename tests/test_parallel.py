@@ -1,0 +1,139 @@
+"""A few things at once: in order, bounded, and nothing left running."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Generator
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from casartifacts.parallel import WORKERS, in_order, start
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Work:
+    """Takes as long as it is told to, and knows how much of it is going on."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.running = self.most = self.ended = 0
+
+    def __call__(self, milliseconds: int) -> int:
+        with self._lock:
+            self.running += 1
+            self.most = max(self.most, self.running)
+        try:
+            time.sleep(abs(milliseconds) / 1000)
+            if milliseconds < 0:
+                raise OSError(f"planned: {milliseconds}")
+            return milliseconds
+        finally:
+            with self._lock:
+                self.running -= 1
+                self.ended += 1
+
+
+@given(st.lists(st.integers(0, 3), max_size=20), st.integers(1, 2 * WORKERS))
+def test_results_come_in_order_and_no_more_is_under_way_than_allowed(
+    items: list[int], ahead: int
+) -> None:
+    work = Work()
+    assert list(in_order(work, items, ahead=ahead)) == items
+    assert work.most <= min(ahead, WORKERS)
+    assert (work.running, work.ended) == (0, len(items))
+
+
+@given(st.lists(st.integers(0, 3), max_size=8), st.lists(st.integers(-3, 3), max_size=8), st.data())
+def test_the_first_error_comes_after_all_that_was_started_has_ended(
+    before: list[int], after: list[int], data: st.DataObject
+) -> None:
+    ahead = data.draw(st.integers(1, 2 * WORKERS))
+    work = Work()
+    results: list[int] = []
+    with pytest.raises(OSError, match="planned: -2"):
+        results.extend(in_order(work, [*before, -2, *after], ahead=ahead))
+    assert results == before
+    assert work.running == 0
+
+
+def test_an_error_of_the_items_comes_after_all_that_was_started_has_ended() -> None:
+    work = Work()
+
+    def items() -> Iterator[int]:
+        yield from [20, 20]
+        raise ValueError("planned")
+
+    with pytest.raises(ValueError, match="planned"):
+        list(in_order(work, items()))
+    assert work.running == 0
+
+
+def test_nothing_runs_on_when_the_caller_stops_listening() -> None:
+    work = Work()
+    results = in_order(work, [1, *[20] * 50])
+    assert next(results) == 1
+    assert isinstance(results, Generator)
+    results.close()
+    assert work.running == 0
+    assert work.ended < 20
+
+
+def test_items_are_taken_as_there_is_room() -> None:
+    taken = []
+
+    def items() -> Iterator[int]:
+        for number in range(20):
+            taken.append(number)
+            yield number
+
+    results = in_order(lambda number: number, items(), ahead=3)
+    assert next(results) == 0
+    assert taken == [0, 1, 2, 3]
+    assert list(results) == list(range(1, 20))
+
+
+def test_two_callers_share_the_pool_without_waiting_for_each_other_for_ever() -> None:
+    def many() -> None:
+        assert list(in_order(Work(), [1] * 30)) == [1] * 30
+
+    threads = [threading.Thread(target=many) for _ in range(2 * WORKERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_one_thing_can_be_started() -> None:
+    future = start(lambda: threading.current_thread().name)
+    assert future.result(10).startswith("casartifacts")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_the_child_of_a_fork_has_workers_of_its_own() -> None:
+    assert list(in_order(Work(), [1])) == [1]
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            status = int(list(in_order(Work(), [1, 2, 3])) != [1, 2, 3])
+        finally:
+            os._exit(status)
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            assert os.waitstatus_to_exitcode(status) == 0
+            return
+        time.sleep(0.01)
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    pytest.fail("the child waits for threads that only its parent has")

@@ -1,0 +1,587 @@
+"""ContentStore over a folder and over memory: equal contents once, every id its own, nothing lost.
+
+The contracts of `write`, `open_reader` and `remove` are checked by the conformance kit.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import re
+import tempfile
+import threading
+from datetime import UTC, datetime, timedelta
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import optuna.artifacts
+import pytest
+from blake3 import blake3
+from hypothesis import example, given
+from hypothesis import strategies as st
+from optuna.artifacts.exceptions import ArtifactNotFound
+
+from casartifacts import names
+from casartifacts.backends.filesystem import FileSystemArtifactStore
+from casartifacts.backends.memory import MemoryArtifactStore
+from casartifacts.digest import digest_of
+from casartifacts.manifest import BLOB_LIMIT, Manifest
+from casartifacts.records import SMALL_CONTENT_LIMIT
+from casartifacts.store import ContentStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from casartifacts.protocols import Backend
+
+    Tiny = Callable[[Backend], ContentStore]
+
+SIZES = [0, 1, SMALL_CONTENT_LIMIT - 1, SMALL_CONTENT_LIMIT, SMALL_CONTENT_LIMIT + 1, 5_000_000]
+TINY_SIZES = [0, 1, 999, 1000, 1001, 2000, 3000, 4096, 4097, 20_000]
+
+DIGEST = digest_of(b"abc")
+UUID4 = "0f8fad5b-d9cb-469f-a165-70867728950e"
+
+
+def content_of(size: int, seed: bytes = b"store") -> bytes:
+    return blake3(seed).digest(length=size) if size else b""
+
+
+@pytest.fixture(params=["folder", "memory"])
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
+    if request.param == "folder":
+        return FileSystemArtifactStore(tmp_path / "store", durable=False)
+    return MemoryArtifactStore()
+
+
+def put(store: ContentStore, content: bytes, artifact_id: str | None = None) -> str:
+    return store.add(io.BytesIO(content), artifact_id=artifact_id)
+
+
+def get(store: ContentStore, artifact_id: str) -> bytes:
+    with store.open_reader(artifact_id) as reader:
+        return reader.read()
+
+
+def stored(backend: Backend, prefix: str = "") -> dict[str, int]:
+    return {entry.name: entry.size for entry in backend.list(prefix)}
+
+
+def contents_in(backend: Backend) -> dict[str, int]:
+    return stored(backend, "blobs/") | stored(backend, "manifests/")
+
+
+def check_life(store: ContentStore, artifact_id: str, content: bytes, target: Path) -> None:
+    """Read, look at, download and remove an artifact that is there."""
+    assert get(store, artifact_id) == content
+    ref = store.stat(artifact_id)
+    assert (ref.artifact_id, ref.digest, ref.size) == (
+        artifact_id,
+        digest_of(content),
+        len(content),
+    )
+    store.download(artifact_id, target)
+    assert target.read_bytes() == content
+    target.unlink()
+    store.remove(artifact_id)
+    check_gone(store, artifact_id, target)
+
+
+def check_gone(store: ContentStore, artifact_id: str, target: Path) -> None:
+    acts: list[Callable[[], object]] = [
+        lambda: store.open_reader(artifact_id),
+        lambda: store.stat(artifact_id),
+        lambda: store.remove(artifact_id),
+        lambda: store.download(artifact_id, target),
+    ]
+    for act in acts:
+        with pytest.raises(ArtifactNotFound, match=re.escape(repr(artifact_id))):
+            act()
+    assert not target.exists()
+
+
+# Round trips
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_content_of_any_size_has_a_whole_life(
+    backend: Backend, size: int, tmp_path: Path
+) -> None:
+    content = content_of(size)
+    store = ContentStore(backend)
+    artifact_id = put(store, content)
+    assert re.fullmatch(rf"{digest_of(content)}-[0-9a-f]{{32}}", artifact_id)
+    assert bool(stored(backend, "manifests/")) == (size > SMALL_CONTENT_LIMIT)
+    check_life(ContentStore(backend), artifact_id, content, tmp_path / "target")
+
+
+@given(content=st.binary(max_size=30) | st.sampled_from(TINY_SIZES).map(content_of))
+def test_a_content_of_many_blobs_has_a_whole_life(tiny: Tiny, content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for backend in (
+            FileSystemArtifactStore(folder / "store", durable=False),
+            MemoryArtifactStore(),
+        ):
+            store = tiny(backend)
+            artifact_id = put(store, content)
+            check_blobs(backend, content, small_limit=1000, blob_limit=4096)
+            check_life(ContentStore(backend), artifact_id, content, folder / "target")
+
+
+def check_blobs(backend: Backend, content: bytes, *, small_limit: int, blob_limit: int) -> None:
+    """Check what one content is stored as, by the words of the format."""
+    digest = digest_of(content)
+    blobs = stored(backend, "blobs/")
+    for name, size in blobs.items():
+        assert name == names.blob(digest_of(backend.read_range(name, 0, size)))
+    if len(content) <= small_limit:
+        assert blobs == {names.blob(digest): len(content)}
+        assert stored(backend, "manifests/") == {}
+        return
+    assert max(blobs.values()) <= blob_limit
+    [(name, size)] = stored(backend, "manifests/").items()
+    assert name == names.manifest(digest)
+    found = Manifest.decode(backend.read_range(name, 0, size), digest=digest, size=len(content))
+    assert {names.blob(blob) for blob, _ in found.blobs} == set(blobs)
+    assert content == b"".join(
+        backend.read_range(names.blob(found.blobs[part.blob][0]), part.start, part.length)
+        for part in found.segments
+    )
+    chunk_ends = [*accumulate(found.chunks.lengths)]
+    for index, end in enumerate(chunk_ends):
+        length, chunk = found.chunks[index]
+        assert blake3(content[end - length : end]).digest() == chunk
+    # No chunk lies in two blobs.
+    assert set(accumulate(part.length for part in found.segments)) <= set(chunk_ends)
+
+
+def test_a_real_content_of_more_than_64_mib_has_a_whole_life(tmp_path: Path) -> None:
+    content = content_of(BLOB_LIMIT + 3_000_000)
+    (tmp_path / "file").write_bytes(content)
+    backend = FileSystemArtifactStore(tmp_path / "store", durable=False)
+    with (tmp_path / "file").open("rb") as file:
+        artifact_id = ContentStore(backend).add(file)
+    assert len(stored(backend, "blobs/")) == 2
+    check_blobs(backend, content, small_limit=SMALL_CONTENT_LIMIT, blob_limit=BLOB_LIMIT)
+    check_life(ContentStore(backend), artifact_id, content, tmp_path / "target")
+
+
+# Equal contents
+
+
+@given(
+    st.lists(st.sampled_from([*TINY_SIZES]).map(content_of) | st.binary(max_size=2), max_size=8),
+    st.booleans(),
+)
+def test_equal_contents_are_kept_once_and_others_apart(
+    tiny: Tiny, contents: list[bytes], in_memory: bool
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        backend = (
+            MemoryArtifactStore() if in_memory else FileSystemArtifactStore(folder, durable=False)
+        )
+        store = tiny(backend)
+        ids: dict[str, bytes] = {}
+        kept: dict[str, int] = {}
+        for number, content in enumerate(contents):
+            artifact_id = put(store, content)
+            if content in contents[:number]:
+                assert contents_in(backend) == kept
+            kept = contents_in(backend)
+            assert artifact_id not in ids
+            ids[artifact_id] = content
+        assert len({store.stat(artifact_id).digest for artifact_id in ids}) == len(set(contents))
+        assert set(stored(backend, "refs/")) == {names.ref(artifact_id) for artifact_id in ids}
+        small = {content for content in contents if len(content) <= 1000}
+        assert len(stored(backend, "manifests/")) == len(set(contents) - small)
+        assert {names.blob(digest_of(content)) for content in small} <= set(kept)
+        for artifact_id, content in ids.items():
+            assert get(store, artifact_id) == content
+
+
+@pytest.mark.parametrize("size", [100, 3_000_000])
+def test_a_duplicate_writes_a_ref_and_nothing_else(size: int, tmp_path: Path) -> None:
+    store = ContentStore(FileSystemArtifactStore(tmp_path, durable=False))
+    put(store, content_of(size), "first")
+
+    def seen() -> dict[Path, tuple[int, int]]:
+        return {
+            path: (path.stat().st_ino, path.stat().st_mtime_ns)
+            for path in tmp_path.rglob("*")
+            if path.is_file()
+        }
+
+    before = seen()
+    put(store, content_of(size), "second")
+    after = seen()
+    assert after.pop(tmp_path / "refs" / "second")
+    assert after == before
+
+
+def test_an_upload_that_was_interrupted_goes_on_where_it_stopped(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    store = tiny(FileSystemArtifactStore(tmp_path, durable=False))
+    content = content_of(50_000)
+
+    class StopError(Exception):
+        pass
+
+    def stop(done: int, _total: int) -> None:
+        if done > 30_000:
+            raise StopError
+
+    with pytest.raises(StopError):
+        store.add(io.BytesIO(content), progress=stop)
+    kept = {path.name: path.stat().st_ino for path in tmp_path.glob("blobs/*/*")}
+    assert len(kept) > 7
+    assert not list(tmp_path.glob("manifests/*/*"))
+    assert not list(tmp_path.glob("refs/*"))
+    artifact_id = put(store, content)
+    for path in tmp_path.glob("blobs/*/*"):
+        assert kept.pop(path.name, path.stat().st_ino) == path.stat().st_ino
+    assert not kept
+    assert get(store, artifact_id) == content
+
+
+def test_threads_that_store_equal_and_other_contents_at_once_keep_each_once(
+    tiny: Tiny, backend: Backend
+) -> None:
+    store = tiny(backend)
+    contents = [content_of(20_000), content_of(20_000, b"other"), content_of(500)]
+    together = threading.Barrier(9)
+    ids: list[tuple[str, bytes]] = []
+
+    def upload(content: bytes) -> None:
+        together.wait(10)
+        ids.append((put(store, content), content))
+
+    threads = [threading.Thread(target=upload, args=(content,)) for content in contents * 3]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(ids) == 9
+    for artifact_id, content in ids:
+        assert get(ContentStore(backend), artifact_id) == content
+    alone = tiny(MemoryArtifactStore())
+    for content in contents:
+        put(alone, content)
+    assert contents_in(backend) == contents_in(alone.backend)
+
+
+# Ids
+
+_PARTS = st.sampled_from(
+    [
+        *names.FOLDERS,
+        "REFS",
+        "Blobs",
+        "TMP",
+        "..",
+        ".",
+        "",
+        "C:",
+        "a",
+        "ä",
+        "x" * 300,
+        "~",
+        "=",
+        UUID4,
+    ]
+)
+IDS = st.text(max_size=10) | st.lists(_PARTS, max_size=5).flatmap(
+    lambda parts: st.sampled_from("/\\").map(lambda separator: separator.join(parts))
+)
+
+
+@given(IDS)
+@example("../sentinel")
+@example("a\\..\\..\\sentinel")
+@example("\ud800")
+@example("casartifacts.json")
+def test_any_id_is_refused_everywhere_or_its_life_stays_inside_the_folder(artifact_id: str) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        parent = Path(name)
+        (parent / "sentinel").write_bytes(b"sentinel")
+        (parent / "out").mkdir()
+        target = parent / "out" / "target"
+        for backend in (
+            FileSystemArtifactStore(parent / "store", durable=False),
+            MemoryArtifactStore(),
+        ):
+            store = ContentStore(backend)
+            refused = check_refusal(store, artifact_id, target)
+            assert list(stored(backend, "refs/")) == []
+            if not refused:
+                check_gone(store, artifact_id, target)
+                store.write(artifact_id, io.BytesIO(b"content"))
+                assert list(stored(backend, "refs/")) == [names.ref(artifact_id)]
+                check_life(store, artifact_id, b"content", target)
+            assert not [path for path in parent.glob("store/tmp/*") if path.is_file()]
+        assert {path.name for path in parent.iterdir()} <= {"sentinel", "out", "store"}
+        assert (parent / "sentinel").read_bytes() == b"sentinel"
+        allowed = {"refs", "blobs", "trash", "tmp", "casartifacts.json"}
+        assert {path.name for path in parent.glob("store/*")} <= allowed
+
+
+def check_refusal(store: ContentStore, artifact_id: str, target: Path) -> bool:
+    """Check that all methods accept or all refuse; returns whether they refuse."""
+    try:
+        names.check_artifact_id(artifact_id)
+    except ValueError:
+        pass
+    else:
+        return False
+    acts: list[Callable[[], object]] = [
+        lambda: store.write(artifact_id, io.BytesIO(b"x")),
+        lambda: store.open_reader(artifact_id),
+        lambda: store.stat(artifact_id),
+        lambda: store.download(artifact_id, target),
+        lambda: store.remove(artifact_id),
+    ]
+    for act in acts:
+        with pytest.raises(ValueError, match=r"^Invalid artifact_id: "):
+            act()
+    return True
+
+
+def test_an_id_of_our_own_form_is_accepted_for_its_content(backend: Backend) -> None:
+    store = ContentStore(backend)
+    artifact_id = names.new_artifact_id(DIGEST)
+    assert put(store, b"abc", artifact_id) == artifact_id
+    assert get(store, artifact_id) == b"abc"
+
+
+def test_an_id_that_is_written_again_leads_to_the_new_content(backend: Backend) -> None:
+    store = ContentStore(backend)
+    for content in (b"first", content_of(2_000_000), b"", b"first"):
+        put(store, content, "best-model")
+        assert get(store, "best-model") == content
+        assert store.stat("best-model").size == len(content)
+
+
+# What is listed
+
+
+def test_a_ref_keeps_what_it_was_given(backend: Backend) -> None:
+    store = ContentStore(backend)
+    before = datetime.now(UTC)
+    artifact_id = store.add(
+        io.BytesIO(b"abc"),
+        filename="größe 1.pt",
+        mimetype="application/octet-stream",
+        encoding="gzip",
+        origin={"study": "mnist"},
+    )
+    ref = ContentStore(backend).stat(artifact_id)
+    assert (ref.artifact_id, ref.digest, ref.size) == (artifact_id, DIGEST, 3)
+    assert (ref.filename, ref.mimetype, ref.encoding) == (
+        "größe 1.pt",
+        "application/octet-stream",
+        "gzip",
+    )
+    assert ref.origin == {"study": "mnist"}
+    uploaded_at = datetime.fromisoformat(ref.uploaded_at)
+    assert uploaded_at.utcoffset() == timedelta(0)
+    assert before <= uploaded_at <= datetime.now(UTC)
+
+
+@pytest.mark.parametrize("size", [0, 500, 50_000])
+def test_progress_goes_up_to_the_size(tiny: Tiny, size: int, tmp_path: Path) -> None:
+    store = tiny(MemoryArtifactStore())
+    told: list[tuple[int, int]] = []
+    artifact_id = store.add(io.BytesIO(content_of(size)), progress=lambda *now: told.append(now))
+    expect_progress(told, size)
+    told.clear()
+    store.download(artifact_id, tmp_path / "target", progress=lambda *now: told.append(now))
+    expect_progress(told, size)
+
+
+def expect_progress(told: list[tuple[int, int]], size: int) -> None:
+    assert told == sorted(told)
+    assert {total for _, total in told} == {size}
+    assert told[-1] == (size, size)
+    assert len(told) > size / 10_000
+
+
+def test_a_store_shows_its_nest() -> None:
+    store = ContentStore(FileSystemArtifactStore("x"))
+    assert repr(store) == "ContentStore(FileSystemArtifactStore('x'))"
+
+
+def test_a_pickled_store_leads_to_the_same_place(backend: Backend) -> None:
+    artifact_id = put(ContentStore(backend), b"abc")
+    copy = pickle.loads(pickle.dumps(ContentStore(backend)))  # noqa: S301 -- made in this line
+    assert get(copy, artifact_id) == b"abc"
+
+
+# Removing
+
+
+def test_a_removed_ref_waits_in_the_trash_and_what_others_need_stays(backend: Backend) -> None:
+    store = ContentStore(backend)
+    one, other = put(store, content_of(3_000_000)), put(store, content_of(3_000_000))
+    body = backend.read_range(names.ref(one), 0, 9999)
+    kept = contents_in(backend)
+    store.remove(one)
+    assert list(stored(backend, "refs/")) == [names.ref(other)]
+    assert list(stored(backend, "trash/")) == [names.trashed_ref(one)]
+    assert backend.read_range(names.trashed_ref(one), 0, 9999) == body
+    store.remove(other)
+    assert contents_in(backend) == kept, "only collection takes contents"
+
+
+def test_a_reader_goes_on_after_its_artifact_was_removed(tiny: Tiny, backend: Backend) -> None:
+    store = tiny(backend)
+    content = content_of(50_000)
+    artifact_id = put(store, content)
+    with store.open_reader(artifact_id) as reader:
+        found = reader.read(10)
+        store.remove(artifact_id)
+        assert found + reader.read() == content
+
+
+# The trash
+
+
+def to_trash(backend: Backend, run: str) -> None:
+    for name in contents_in(backend):
+        backend.move(name, names.trashed(run, name))
+
+
+@pytest.mark.parametrize("size", [500, 50_000])
+def test_what_lies_in_the_trash_is_read_there_in_place(
+    tiny: Tiny, backend: Backend, size: int, tmp_path: Path
+) -> None:
+    content = content_of(size)
+    artifact_id = put(tiny(backend), content)
+    backend.write(names.trashed("6", "started"), io.BytesIO())
+    to_trash(backend, "7")
+    before = stored(backend)
+    store = ContentStore(backend)
+    assert get(store, artifact_id) == content
+    store.download(artifact_id, tmp_path / "target")
+    assert (tmp_path / "target").read_bytes() == content
+    assert stored(backend) == before, "readers write nothing"
+
+
+@pytest.mark.parametrize("size", [500, 50_000])
+def test_what_lies_only_in_the_trash_is_stored_anew(
+    tiny: Tiny, backend: Backend, size: int
+) -> None:
+    content = content_of(size)
+    store = tiny(backend)
+    put(store, content)
+    kept = contents_in(backend)
+    to_trash(backend, "7")
+    artifact_id = put(store, content)
+    assert contents_in(backend) == kept
+    for name in stored(backend, "trash/"):
+        backend.remove(name)
+    assert get(ContentStore(backend), artifact_id) == content
+
+
+def test_a_content_half_live_and_half_in_the_trash_of_two_runs_is_read(
+    tiny: Tiny, backend: Backend
+) -> None:
+    content = content_of(50_000)
+    artifact_id = put(tiny(backend), content)
+    for number, name in enumerate(contents_in(backend)):
+        if number % 3:
+            backend.move(name, names.trashed(str(number % 3), name))
+    assert get(ContentStore(backend), artifact_id) == content
+
+
+def test_a_folder_that_cannot_be_written_is_read_trash_included(
+    tiny: Tiny, without_privileges: Path
+) -> None:
+    backend = FileSystemArtifactStore(without_privileges / "store")
+    contents = [content_of(500), content_of(50_000)]
+    ids = [put(tiny(backend), content) for content in contents]
+    for place in ("live", "trash"):
+        if place == "trash":
+            for path in [backend._base_path, *backend._base_path.rglob("*")]:
+                path.chmod(0o755)
+            to_trash(backend, "7")
+        for path in [*backend._base_path.rglob("*"), backend._base_path]:
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        with pytest.raises(PermissionError):
+            backend.write("x", io.BytesIO(b"x"))
+        store = ContentStore(FileSystemArtifactStore(without_privileges / "store"))
+        for artifact_id, content in zip(ids, contents, strict=True):
+            assert get(store, artifact_id) == content
+            target = without_privileges / "target"
+            store.download(artifact_id, target, overwrite=True)
+            assert target.read_bytes() == content, place
+
+
+# What Optuna stored as plain objects
+
+
+@pytest.mark.parametrize("prefix", ["", "optuna/"])
+@pytest.mark.parametrize("size", [0, 100, 3_000_000])
+def test_a_plain_artifact_of_optuna_has_a_whole_life(
+    prefix: str, size: int, tmp_path: Path
+) -> None:
+    content, artifact_id = content_of(size), f"{prefix}{uuid4()}"
+    folder = tmp_path / "store"
+    (folder / prefix).mkdir(parents=True)
+    theirs = optuna.artifacts.FileSystemArtifactStore(folder)
+    theirs.write(artifact_id, io.BytesIO(content))
+    store = ContentStore(FileSystemArtifactStore(folder))
+    assert get(store, artifact_id) == content
+    ref = store.stat(artifact_id)
+    assert (ref.artifact_id, ref.digest, ref.size) == (artifact_id, None, size)
+    assert abs(datetime.fromisoformat(ref.uploaded_at) - datetime.now(UTC)) < timedelta(minutes=5)
+    told: list[tuple[int, int]] = []
+    store.download(artifact_id, tmp_path / "target", progress=lambda *now: told.append(now))
+    assert (tmp_path / "target").read_bytes() == content
+    (tmp_path / "target").unlink()
+    assert not size or told[-1][0] == size
+    store.remove(artifact_id)
+    assert not (folder / artifact_id).exists()
+    check_gone(store, artifact_id, tmp_path / "target")
+
+
+def test_a_ref_goes_before_a_plain_artifact_and_both_are_removed(tmp_path: Path) -> None:
+    theirs = optuna.artifacts.FileSystemArtifactStore(tmp_path)
+    theirs.write(UUID4, io.BytesIO(b"plain"))
+    store = ContentStore(FileSystemArtifactStore(tmp_path))
+    store.write(UUID4, io.BytesIO(b"content"))
+    assert (tmp_path / UUID4).read_bytes() == b"plain"
+    assert get(store, UUID4) == b"content"
+    assert store.stat(UUID4).size == 7
+    store.remove(UUID4)
+    check_gone(store, UUID4, tmp_path / "target")
+    with pytest.raises(ArtifactNotFound):
+        theirs.open_reader(UUID4)
+
+
+# What a crash left
+
+
+@pytest.mark.parametrize("size", [500, 20_000])
+def test_an_upload_heals_what_a_crash_cut_short(tiny: Tiny, backend: Backend, size: int) -> None:
+    content = content_of(size)
+    artifact_id = put(tiny(backend), content)
+    for name, length in contents_in(backend).items():
+        body = backend.read_range(name, 0, length)
+        is_manifest = name.startswith("manifests/")
+        backend.write(name, io.BytesIO(body[: 500 if is_manifest else -1]))
+        if size > 1000 and not is_manifest:
+            # Without its manifest an upload looks at the blobs.
+            backend.remove(names.manifest(digest_of(content)))
+        put(ContentStore(backend), content)
+        assert backend.read_range(name, 0, length + 1) == body
+        assert get(ContentStore(backend), artifact_id) == content
+
+
+def test_the_folder_of_a_store_may_be_moved(tmp_path: Path) -> None:
+    artifact_id = put(ContentStore(FileSystemArtifactStore(tmp_path / "old")), b"abc")
+    os.rename(tmp_path / "old", tmp_path / "new")  # noqa: PTH104 -- as `mv` does
+    assert get(ContentStore(FileSystemArtifactStore(tmp_path / "new")), artifact_id) == b"abc"
