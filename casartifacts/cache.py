@@ -144,10 +144,16 @@ _ADD_UP = (
     " (SELECT COALESCE(SUM(size), 0) FROM Cache WHERE filename IS NOT NULL) WHERE key = 'size'"
 )
 
-# What SQLite answers when the file is wrong: ERROR (no such column), IOERR, CORRUPT, CONSTRAINT,
-# MISMATCH, NOTADB. The rest (BUSY, FULL, READONLY, CANTOPEN) lies in its place.
-_BROKEN = {1, 10, 11, 19, 20, 26}
-_BUSY = {5, 6}
+# What SQLite answers when the file is wrong; the rest (FULL, CANTOPEN) lies in its place.
+_BROKEN = {
+    sqlite3.SQLITE_ERROR,  # such as no such column
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_CONSTRAINT,
+    sqlite3.SQLITE_MISMATCH,
+    sqlite3.SQLITE_NOTADB,
+}
+_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 # What opening answers when there is no file of ours in that place: none, a symlink, a FIFO.
 _NO_FILE = {errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO}
@@ -382,7 +388,7 @@ class _Database:
 
     def _replace(self, error: Exception) -> bool:
         """Put a broken database aside; returns whether it is worth trying again."""
-        if self._has_replaced or not _is_broken(error):
+        if self._has_replaced or not _is_broken(error, self._path):
             return False
         self._has_replaced = True
         self.close()
@@ -405,7 +411,7 @@ class _Database:
     def _judge(self, error: Exception, *, writes: bool) -> CacheUnavailable:
         """Say in which way the cache fails, and leave that alone for a while."""
         self.close()
-        if self._table is None or _is_broken(error):
+        if self._table is None or _is_broken(error, self._path):
             return self._shut.begin("its folder or its table cannot be used")
         if isinstance(error, sqlite3.Error | diskcache.Timeout):
             if writes:
@@ -1132,13 +1138,16 @@ def _code(error: BaseException) -> int | None:
     return None if code is None else code & 0xFF
 
 
-def _is_broken(error: Exception) -> bool:
+def _is_broken(error: Exception, path: str) -> bool:
     """Tell whether the database itself is wrong, rather than the place where it lies."""
-    if isinstance(error, sqlite3.DatabaseError):
-        code = _code(error)
-        return code is None or code in _BROKEN
-    # Settings and rows that we never wrote.
-    return isinstance(error, TypeError | ValueError | AttributeError)
+    if not isinstance(error, sqlite3.DatabaseError):
+        # Settings and rows that we never wrote.
+        return isinstance(error, TypeError | ValueError | AttributeError)
+    code = _code(error)
+    if code == sqlite3.SQLITE_READONLY:
+        # A wrong byte in its header says so, too.
+        return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+    return code is None or code in _BROKEN
 
 
 # Fork. SQLite must not be carried across it: a connection of the parent's, even one that is only
