@@ -109,7 +109,7 @@ class PieceReader(io.RawIOBase):
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
         self._rest = memoryview(b"")
-        self._error: CorruptArtifact | None = None
+        self._error: Exception | None = None
 
     def readable(self) -> bool:
         """Say yes."""
@@ -122,7 +122,7 @@ class PieceReader(io.RawIOBase):
         while not self._rest:
             try:
                 piece = next(self._pieces, None)
-            except CorruptArtifact as error:
+            except Exception as error:
                 self._error = error
                 raise
             if piece is None:

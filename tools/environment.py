@@ -22,16 +22,20 @@ import os
 import re
 import subprocess
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
-__all__ = ["ROOT", "SCRIPT", "enter", "enter_for_tests"]
+__all__ = ["ROOT", "SCRIPT", "add", "enter", "enter_for_tests"]
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = f"tools/{Path(sys.argv[0]).name}"
 
 # `.ci/run` sets this to a fresh folder, so that its environments are new and nobody's own is lost.
 _PLACE = "CASARTIFACTS_ENVIRONMENTS"
+
+_STAMP = "casartifacts-stamp"
 
 # The first pip that installs dependency groups.
 _PIP = "pip>=25.1"
@@ -54,10 +58,12 @@ def enter(name: str, *, groups: Sequence[str]) -> None:
     for variable in ("PYTHONPATH", "PYTHONHOME"):
         os.environ.pop(variable, None)
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    stamp = folder / "casartifacts-stamp"
+    stamp = folder / _STAMP
     wanted = _stamp(groups)
     if not (python.exists() and stamp.exists() and stamp.read_text() == wanted):
-        print(f"{SCRIPT}: installing into {folder}, once: {_contents(groups)}", flush=True)
+        project = _project()
+        chosen = [project["dependency-groups"][group] for group in groups]
+        _say(folder, ["casartifacts", *project["project"]["dependencies"], *chain(*chosen)])
         try:
             _make(folder, python=python, groups=groups)
             stamp.write_text(wanted)
@@ -69,23 +75,43 @@ def enter(name: str, *, groups: Sequence[str]) -> None:
     os.execv(python, command)  # noqa: S606 -- no shell is wanted
 
 
+def add(group: str) -> None:
+    """Install one more dependency group into the environment that this runs in, once."""
+    stamp = Path(sys.prefix) / f"{_STAMP}-{group}"
+    wanted = _stamp([group])
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    _say(sys.prefix, _project()["dependency-groups"][group])
+    _expect(_pip(sys.executable, "install", "--group", group))
+    stamp.write_text(wanted)
+
+
 def _stamp(groups: Sequence[str]) -> str:
     """Name everything that an environment was made from."""
     project = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
     return "\n".join([sys.version, str(ROOT), *groups, project])
 
 
-def _contents(groups: Sequence[str]) -> str:
-    """List what is about to be installed, by the names in pyproject.toml."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    wanted = [*project["project"]["dependencies"]]
-    for group in groups:
-        wanted += project["dependency-groups"][group]
-    names = dict.fromkeys(
-        re.split(r"[^\w.-]", requirement, maxsplit=1)[0] for requirement in wanted
-    )
-    names.pop("casartifacts", None)
-    return ", ".join(["casartifacts", *names])
+def _project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def _say(folder: Path | str, requirements: Sequence[str]) -> None:
+    """Say what is about to be installed, by name."""
+    names = ", ".join(dict.fromkeys(_names(requirements)))
+    print(f"{SCRIPT}: installing into {folder}, once: {names}", flush=True)
+
+
+def _names(requirements: Sequence[str]) -> Iterator[str]:
+    """Yield the names in requirements, and what an extra of this project stands for."""
+    extras = _project()["project"]["optional-dependencies"]
+    for requirement in requirements:
+        own = re.fullmatch(r"casartifacts\[(.*)\]", requirement)
+        if own is None:
+            yield re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+        else:
+            for extra in own[1].split(","):
+                yield from _names(extras[extra.strip()])
 
 
 def _make(folder: Path, *, python: Path, groups: Sequence[str]) -> None:

@@ -5,10 +5,12 @@ piece of work takes is found by tracing it, not by hand. Each has two moments: b
 done it, and after, when the process has not yet heard of it.
 
 Rule 1: ptrace, by ctypes. It needs no privilege, where it is allowed at all, and stops every thread
-at the very call: `strace --inject` counts calls per thread, so that the first thread hides what the
-others do.
-Rule 2: one thread. The child is a fork, which has everything imported already, and may have threads.
+at the very call: `strace --inject` counts calls per thread, so the first thread hides the others.
+Rule 2: this process has one thread. Its child is a fork, which has everything imported already, and
+may have threads.
 """
+
+# ruff: noqa: PTH115, PTH118, PTH123 -- /proc is read as text, not walked as paths
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Kill", "Step", "trace"]
+__all__ = ["Kill", "Step", "Traced", "trace"]
 
 
 class Step(NamedTuple):
@@ -39,6 +41,13 @@ class Kill(NamedTuple):
 
     step: int
     done: bool
+
+
+class Traced(NamedTuple):
+    """The steps that a process took, and whether it was killed at the last one."""
+
+    steps: list[Step]
+    killed: bool
 
 
 # The calls that matter: their numbers on x86-64 and on ARM (None: not there), and which arguments
@@ -122,8 +131,10 @@ def _ptrace(request: int, pid: int, address: int = 0, argument: Any = None) -> N
         raise OSError(error, f"ptrace request {request}: {os.strerror(error)}")
 
 
-def trace(work: Callable[[], None], *, folder: str, kill: Kill | None = None) -> list[Step]:
-    """Do some work in a child process, which is killed at one step; return its steps until then.
+def trace(
+    work: Callable[[], None], *, folder: os.PathLike[str] | str, kill: Kill | None = None
+) -> Traced:
+    """Do some work in a child process, which is killed at one step if it comes that far.
 
     Raises:
         OSError: This machine lets nobody trace.
@@ -165,7 +176,7 @@ class _Tracer:
             numbers[_MACHINE or 0]: (call, numbers[2]) for call, numbers in _CALLS.items()
         }
 
-    def run(self) -> list[Step]:
+    def run(self) -> Traced:
         _ptrace(_SETOPTIONS, self._pid, 0, _OPTIONS)
         _ptrace(_SYSCALL, self._pid)
         threads = {self._pid}
@@ -190,7 +201,7 @@ class _Tracer:
                     raise
         if os.WIFEXITED(status) and os.WEXITSTATUS(status):
             raise RuntimeError("the work failed; what it said is on the standard error")
-        return self._steps
+        return Traced(self._steps, self._killed)
 
     def _at_stop(self, thread: int) -> None:
         found = _SyscallInfo()
@@ -218,8 +229,9 @@ class _Tracer:
         call, spec = self._by_number.get(number, ("", ""))
         if not call or (call in _FLAGS and not arguments[_FLAGS[call]] & _WRITING):
             return None
-        for kind, position in spec.split():
-            path = self._path(kind, int(position), arguments, is_sync=call in _SYNCS)
+        for named in spec.split():
+            kind, position = named[0], int(named[1])
+            path = self._path(kind, position, arguments, is_sync=call in _SYNCS)
             if path is not None and path.startswith(f"{self._folder}/"):
                 name = path[len(self._folder) + 1 :]
                 return Step(call, re.sub(r"[0-9a-f]{16,}", "*", name))

@@ -1,14 +1,14 @@
 """Real servers to test against, started by fixtures (`serving.fixtures`) and by `tools/servers`.
 
-    processes   programs that are gone when their test is
-    server      what a started server is to a test
-    ceph        Ceph's S3 gateway, http and https          emulators   MiniStack, fake-gcs-server
-    proxy       counts, slows down and breaks what passes between a client and a server
+processes   programs that are gone when their test is
+server      what a started server is to a test
+ceph        Ceph's S3 gateway, http and https          emulators   MiniStack, fake-gcs-server
+proxy       counts, slows down and breaks what passes between a client and a server
 
-    with serving.start("ceph") as server, Proxy(server.home) as proxy:
-        seen = server.behind(proxy.url)
-        ... export seen.environment, seen.make_bucket(), use it ...
-        assert proxy.counts.requests == {"PUT": 1}
+with serving.start("ceph") as server, Proxy(server.home) as proxy:
+    seen = server.behind(proxy.url)
+    ... export seen.environment, seen.make_bucket(), use it ...
+    assert proxy.counts.requests == {"PUT": 1}
 """
 
 from __future__ import annotations

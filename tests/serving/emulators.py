@@ -12,15 +12,17 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from serving.processes import Programs, ServerFailed, free_port
 from serving.server import Server
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-__all__ = ["missing_gcs", "missing_ministack", "servers_environment", "start_gcs", "start_ministack"]
+__all__ = [
+    "missing_gcs",
+    "missing_ministack",
+    "servers_environment",
+    "start_gcs",
+    "start_ministack",
+]
 
 _ROOT = Path(__file__).resolve().parents[2]
 

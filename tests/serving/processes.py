@@ -9,9 +9,7 @@ the other end of a pipe then kills the group and removes the folder.
 from __future__ import annotations
 
 import contextlib
-import os
 import random
-import signal
 import socket
 import subprocess
 import sys
@@ -126,7 +124,9 @@ class Programs:
         while not ready():
             for name, process in self._running.items():
                 if process.poll() is not None:
-                    raise ServerFailed(f"{name} ended with {process.returncode}: {self._tail(name)}")
+                    raise ServerFailed(
+                        f"{name} ended with {process.returncode}: {self._tail(name)}"
+                    )
             if time.monotonic() > deadline:
                 raise ServerFailed(f"no {what} in {_PATIENCE_SECONDS:.0f} s: {self._tail()}")
             time.sleep(0.01)

@@ -16,7 +16,7 @@ import shlex
 import uuid
 from dataclasses import dataclass, field, replace
 from email.utils import formatdate
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 from urllib.parse import urlsplit
 
 from serving.processes import ServerFailed
@@ -135,7 +135,7 @@ class Server:
         """End it for good and remove its folder; may be called twice."""
         self._programs.close()
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -159,7 +159,9 @@ class Server:
             return {}
         date = formatdate(usegmt=True)
         signed = hmac.digest(
-            (self.secret_access_key or "").encode(), f"{method}\n\n\n{date}\n{path}".encode(), "sha1"
+            (self.secret_access_key or "").encode(),
+            f"{method}\n\n\n{date}\n{path}".encode(),
+            "sha1",
         )
         signature = base64.b64encode(signed).decode()
         return {"Date": date, "Authorization": f"AWS {self.access_key_id}:{signature}"}
