@@ -454,6 +454,10 @@ TAMPERED = {
     "a path that is ours at first": (
         "UPDATE Cache SET filename = filename || '/../../../{above}' WHERE ? NOT NULL"
     ),
+    "the row of another content": (
+        "UPDATE Cache SET (filename, tag) = (SELECT filename, tag FROM Cache WHERE rowid = 2)"
+        " WHERE rowid = 1 AND ? NOT NULL"
+    ),
     "no text": "UPDATE Cache SET value = CAST(x'ff' AS TEXT), tag = 1.5 WHERE ? NOT NULL",
     "a size that is none": "UPDATE Cache SET size = 'much' WHERE ? NOT NULL",
     "a negative size": "UPDATE Cache SET size = -1000000 WHERE ? NOT NULL",
@@ -514,6 +518,40 @@ def test_a_tampered_database_is_neither_executed_nor_followed(
     assert not strayed
     assert outside.read_bytes() == BODY
     assert not (tmp_path / "exploded").exists()
+
+
+def link(path: Path, target: Path) -> None:
+    path.symlink_to(target)
+
+
+def make_folder(path: Path, _target: Path) -> None:
+    path.mkdir()
+
+
+def make_fifo(path: Path, _target: Path) -> None:
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("put", [link, make_folder, make_fifo])
+@pytest.mark.parametrize("is_known", [True, False])
+def test_what_is_no_file_is_no_content(
+    tmp_path: Path, folder: Path, put: Callable[[Path, Path], None], is_known: bool
+) -> None:
+    """Even if it leads to the right bytes, or would hang who opens it."""
+    cache = ArtifactCache(folder)
+    assert keep(cache, BODY)
+    path = file_of(folder, DIGEST)
+    path.rename(tmp_path / "outside")
+    put(path, tmp_path / "outside")
+    signal.alarm(10)
+    try:
+        assert (cache if is_known else ArtifactCache(folder)).open(DIGEST) is None
+    finally:
+        signal.alarm(0)
+    assert (tmp_path / "outside").read_bytes() == BODY
+    assert not list(folder.glob("damaged/*"))
+    assert keep(cache, BODY)
+    assert read(cache, DIGEST) == BODY
 
 
 def test_a_symlink_inside_the_folder_is_not_followed(tmp_path: Path, folder: Path) -> None:

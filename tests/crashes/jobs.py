@@ -1,4 +1,4 @@
-"""Uploads and downloads that are interrupted: each works in a folder that `prepare` has filled.
+"""Uploads and downloads to be interrupted, each in a folder that `prepare` has filled.
 
 Run as a program, it says why processes cannot be traced here, or null, then reads requests
 `{"job", "folder", "kill"}` and answers each with the steps that the job took, in a process of its
@@ -15,6 +15,7 @@ import random
 import sys
 import tempfile
 import threading
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest import mock
@@ -25,20 +26,21 @@ from casartifacts.digest import digest_of
 from crashes import tracer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Mapping
 
-__all__ = ["DOWNLOADED", "JOBS", "LARGE", "NEAR", "SMALL", "STUDY", "own_id", "prepare", "store"]
+    import optuna
 
-# Several chunks, and several blobs when these are cut at half a MiB.
+__all__ = ["DOWNLOADED", "JOBS", "LARGE", "Job", "listed", "open_cache", "open_store", "prepare"]
+
+# Several chunks, and several blobs where these are cut at half a MiB.
 LARGE = random.Random(1).randbytes(1_200_000)
 NEAR = LARGE[:700_000] + b"something new" + LARGE[700_000:]
 SMALL = random.Random(2).randbytes(10_000)
 
-# What a cache of this size holds beside LARGE.
-_TWO_CONTENTS = len(LARGE) + 2 * len(SMALL)
+# Room for LARGE and two small ones, so that NEAR and LARGE do not fit both.
+_CACHE_LIMIT = len(LARGE) + 2 * len(SMALL)
 
-STUDY = "study"
+_STUDY = "study"
 
 
 def own_id(content: bytes) -> str:
@@ -48,36 +50,69 @@ def own_id(content: bytes) -> str:
 
 DOWNLOADED = own_id(LARGE)
 
+_STORED = {DOWNLOADED: LARGE, "best": LARGE, own_id(SMALL): SMALL, "kept": SMALL}
 
-def store(folder: Path, *, cache: ArtifactCache | None = None) -> ContentStore:
+
+@dataclass(frozen=True)
+class Job:
+    """Something to interrupt, what it begins with, and what it changes.
+
+    Args:
+        work: What is done in the folder.
+        stored: What the store has before, by id.
+        adds: The content that it stores under a fresh id.
+        changes: What ids that were there before lead to afterwards, None for nothing.
+        cached: What the cache has before; None if it uses none.
+        damages: Whether the cached contents are wrong.
+        target: What the file to download to holds before.
+    """
+
+    work: Callable[[Path], None]
+    stored: Mapping[str, bytes] = field(default_factory=lambda: _STORED)
+    adds: bytes | None = None
+    changes: Mapping[str, bytes | None] = field(default_factory=dict)
+    cached: tuple[bytes, ...] | None = None
+    damages: bool = False
+    target: bytes | None = None
+
+    @property
+    def is_download(self) -> bool:
+        """Whether it changes nothing in the store."""
+        return self.adds is None and not self.changes
+
+
+def open_store(folder: Path, *, cache: ArtifactCache | None = None) -> ContentStore:
     """Open the store below a folder."""
     return ContentStore(FileSystemArtifactStore(folder / "store"), cache=cache)
 
 
-def prepare(folder: Path, job: str) -> None:
+def open_cache(folder: Path) -> ArtifactCache:
+    """Open the cache below a folder."""
+    return ArtifactCache(folder / "cache", size_limit=_CACHE_LIMIT)
+
+
+def listed(folder: Path) -> list[str]:
+    """Return the ids that the study below a folder lists."""
+    return [meta.artifact_id for meta in casartifacts.get_all_artifact_meta(_trial(folder))]
+
+
+def prepare(folder: Path, job: Job) -> None:
     """Lay out what a job begins with."""
     folder.mkdir()
-    if job in {"first upload", "first small upload"}:
-        return
-    with _small_blobs():
-        for artifact_id in (DOWNLOADED, "best"):
-            store(folder).write(artifact_id, io.BytesIO(LARGE))
-        for artifact_id in (own_id(SMALL), "kept"):
-            store(folder).write(artifact_id, io.BytesIO(SMALL))
-    if job == "download over a file":
-        (folder / "target").write_bytes(SMALL)
-    if job in {"download, warm cache", "download, damaged cache"}:
-        _fill_cache(folder, DOWNLOADED)
-    if job == "download, full cache":
-        _fill_cache(folder, own_id(SMALL))
-        store(folder).write(own_id(NEAR), io.BytesIO(NEAR))
-        _fill_cache(folder, own_id(NEAR))
-    if job == "download, damaged cache":
-        (content,) = (folder / "cache" / "contents").rglob(f"{digest_of(LARGE)}-*")
-        content.chmod(0o600)
-        with content.open("r+b") as file:
-            file.write(b"damaged")
-    if job == "upload to a study":
+    for artifact_id, content in job.stored.items():
+        _write(folder, artifact_id, content)
+    for content in job.cached or ():
+        cache = open_cache(folder)
+        open_store(folder, cache=cache).open_reader(own_id(content)).close()
+        cache.close()
+    if job.damages:
+        for path in (folder / "cache" / "contents").glob("*/*"):
+            path.chmod(0o600)
+            with path.open("r+b") as file:
+                file.write(b"damaged")
+    if job.target is not None:
+        (folder / "target").write_bytes(job.target)
+    if job.work is _upload_to_study:
         _begin_study(folder)
 
 
@@ -85,85 +120,69 @@ def _begin_study(folder: Path) -> None:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    optuna.create_study(study_name=STUDY, storage=_storage(folder)).ask()
+    optuna.create_study(study_name=_STUDY, storage=f"sqlite:///{folder}/study.db").ask()
     (folder / "model.pt").write_bytes(SMALL)
 
 
-def _fill_cache(folder: Path, artifact_id: str) -> None:
-    cache = open_cache(folder)
-    store(folder, cache=cache).open_reader(artifact_id).close()
-    cache.close()
+def _trial(folder: Path) -> optuna.Trial:
+    import optuna
 
-
-def open_cache(folder: Path) -> ArtifactCache:
-    """Open the cache below a folder."""
-    return ArtifactCache(folder / "cache", size_limit=_TWO_CONTENTS)
-
-
-def _storage(folder: Path) -> str:
-    return f"sqlite:///{folder / 'study.db'}"
-
-
-def _small_blobs() -> AbstractContextManager[object]:
-    return mock.patch.object(planning, "BLOB_LIMIT", 2**19)
-
-
-def _add(content: bytes) -> Callable[[Path], None]:
-    def job(folder: Path) -> None:
-        with _small_blobs():
-            store(folder).add(io.BytesIO(content))
-
-    return job
-
-
-def _overwrite(content: bytes) -> Callable[[Path], None]:
-    def job(folder: Path) -> None:
-        with _small_blobs():
-            store(folder).write("best", io.BytesIO(content))
-
-    return job
-
-
-def _remove(folder: Path) -> None:
-    store(folder).remove("best")
+    study = optuna.load_study(study_name=_STUDY, storage=f"sqlite:///{folder}/study.db")
+    return optuna.Trial(study, study.trials[0]._trial_id)
 
 
 def _upload_to_study(folder: Path) -> None:
-    import optuna
-
-    study = optuna.load_study(study_name=STUDY, storage=_storage(folder))
-    trial = optuna.Trial(study, study.trials[0]._trial_id)
     casartifacts.upload_artifact(
-        artifact_store=store(folder), file_path=folder / "model.pt", study_or_trial=trial
+        artifact_store=open_store(folder),
+        file_path=folder / "model.pt",
+        study_or_trial=_trial(folder),
     )
 
 
-def _download(*, overwrite: bool = False, through_cache: bool = False) -> Callable[[Path], None]:
-    def job(folder: Path) -> None:
-        cache = open_cache(folder) if through_cache else None
-        place = store(folder, cache=cache)
-        place.download(DOWNLOADED, folder / "target", overwrite=overwrite)
-        if cache is not None:
-            cache.close()
-
-    return job
+def _write(folder: Path, artifact_id: str | None, content: bytes) -> None:
+    with mock.patch.object(planning, "BLOB_LIMIT", 2**19):
+        open_store(folder).add(io.BytesIO(content), artifact_id=artifact_id)
 
 
-JOBS: dict[str, Callable[[Path], None]] = {
-    "first upload": _add(LARGE),
-    "first small upload": _add(SMALL),
-    "upload of a near content": _add(NEAR),
-    "upload of a duplicate": _add(LARGE),
-    "overwrite": _overwrite(NEAR),
-    "overwrite with a small content": _overwrite(SMALL),
-    "remove": _remove,
-    "upload to a study": _upload_to_study,
-    "download": _download(),
-    "download over a file": _download(overwrite=True),
-    "download, cold cache": _download(through_cache=True),
-    "download, warm cache": _download(through_cache=True),
-    "download, full cache": _download(through_cache=True),
-    "download, damaged cache": _download(through_cache=True),
+def _download(folder: Path) -> None:
+    open_store(folder).download(DOWNLOADED, folder / "target")
+
+
+def _download_over(folder: Path) -> None:
+    open_store(folder).download(DOWNLOADED, folder / "target", overwrite=True)
+
+
+def _download_through_cache(folder: Path) -> None:
+    cache = open_cache(folder)
+    open_store(folder, cache=cache).download(DOWNLOADED, folder / "target")
+    cache.close()
+
+
+def _adds(content: bytes, stored: Mapping[str, bytes]) -> Job:
+    return Job(lambda folder: _write(folder, None, content), stored=stored, adds=content)
+
+
+def _overwrites(content: bytes) -> Job:
+    return Job(lambda folder: _write(folder, "best", content), changes={"best": content})
+
+
+JOBS = {
+    "first upload": _adds(LARGE, {}),
+    "first small upload": _adds(SMALL, {}),
+    "upload of a near content": _adds(NEAR, _STORED),
+    "upload of a duplicate": _adds(LARGE, _STORED),
+    "upload to a study": Job(_upload_to_study, adds=SMALL),
+    "overwrite": _overwrites(NEAR),
+    "overwrite with a small content": _overwrites(SMALL),
+    "remove": Job(lambda folder: open_store(folder).remove("best"), changes={"best": None}),
+    "download": Job(_download),
+    "download over a file": Job(_download_over, target=SMALL),
+    "download, cold cache": Job(_download_through_cache, cached=()),
+    "download, warm cache": Job(_download_through_cache, cached=(LARGE,)),
+    "download, damaged cache": Job(_download_through_cache, cached=(LARGE,), damages=True),
+    "download, full cache": Job(
+        _download_through_cache, stored={**_STORED, own_id(NEAR): NEAR}, cached=(SMALL, NEAR)
+    ),
 }
 
 
@@ -177,11 +196,11 @@ def _warm_up() -> None:
         folder = Path(name)
         _begin_study(folder)
         _upload_to_study(folder)
-        place = store(folder)
-        place.write("small", io.BytesIO(SMALL))
         with contextlib.suppress(casartifacts.ArtifactNotFound):
-            place.remove("missing")
-        _fill_cache(folder, "small")
+            open_store(folder).remove("missing")
+        cache = open_cache(folder)
+        open_store(folder, cache=cache).open_reader(listed(folder)[0]).close()
+        cache.close()
     if threading.active_count() > 1:
         raise RuntimeError(f"there are threads before the first fork: {threading.enumerate()}")
 
@@ -198,7 +217,7 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         folder = Path(request["folder"])
-        work = functools.partial(JOBS[request["job"]], folder)
+        work = functools.partial(JOBS[request["job"]].work, folder)
         kill = request["kill"] and tracer.Kill(*request["kill"])
         _answer(tracer.trace(work, folder=folder, kill=kill))
 
