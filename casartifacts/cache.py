@@ -5,7 +5,7 @@
     <folder>/contents/<aa>/<digest>-<random>  one file per content, read-only
     <folder>/tmp/<digest>-<random>-<size>     a file being filled; its name reserves its room
     <folder>/damaged/                         what turned out wrong, for inspection: the newest four
-    <folder>/changes                          a byte more each time that a record was changed
+    <folder>/changes                          a byte more for each record that changed or went
 
 Rule 1: a failing cache never fails a read. It says so once per kind of failure and is gone around;
 only a `Slot` raises, and only `CacheUnavailable`.
@@ -867,7 +867,7 @@ def _write_new(path: str, body: bytes) -> None:
 
 
 def _changes(folder: str) -> _Stamp | None:
-    """Return what is another value after each change of a record; None if it cannot be told."""
+    """Return what is another value after a record changed or went; None if it cannot be told."""
     try:
         return _stamp(os.lstat(f"{folder}/changes"))
     except OSError:
@@ -992,6 +992,8 @@ def _adopt(table: _Table, folder: str) -> None:
     """Take what lies in the folder into a new table; each is verified before it is served."""
     if table.sql(_ANY_CONTENT).fetchone():
         return
+    # The records of the table before are gone.
+    _say_changed(folder)
     with table.transact():
         if table.sql(_ANY_CONTENT).fetchone():
             return
@@ -1107,7 +1109,7 @@ def _put_bounded(memory: dict[str, _T], name: str, value: _T) -> None:
 
 
 def _set_record(table: _Table, name: str, value: str) -> bool:
-    """Write a record and return whether this changed one, which other processes may know."""
+    """Write a record and return whether one was changed or dropped that others may know."""
     with table.transact():
         changes = table.get(f"={name}") not in {None, value}
         table.set(f"={name}", value)
@@ -1120,6 +1122,7 @@ def _set_record(table: _Table, name: str, value: str) -> bool:
                     " WHERE filename IS NULL ORDER BY store_time LIMIT ?)",
                     (surplus + _MOST_RECORDS // 100,),
                 )
+                changes = True
     return changes
 
 

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["NewBlob", "Plan"]
 
-# 4 MiB: longer than the longest chunk, and large enough that the work on it hides the cost of
-# handing it to a thread.
+# 4 MiB, or two of the longest chunks: large enough that the work on it hides the cost of handing it
+# to a thread.
 _WINDOW_SIZE = 4 * 2**20
 
 
@@ -110,7 +110,8 @@ class Plan:
         """Yield stretches of the content with the lengths of the chunks in each."""
         cutter = Cutter(self._chunker)
         # Two buffers in turn: while one is worked on, the other is filled.
-        buffers = [memoryview(bytearray(_WINDOW_SIZE)) for _ in range(2)]
+        window_size = max(_WINDOW_SIZE, 2 * self._chunker.maximum)
+        buffers = [memoryview(bytearray(window_size)) for _ in range(2)]
         rest = memoryview(b"")
         offset = 0
         while offset < self._size:
@@ -118,7 +119,7 @@ class Plan:
             window = buffers[0]
             window[: len(rest)] = rest
             filled = len(rest)
-            wanted = min(_WINDOW_SIZE, self._size - offset)
+            wanted = min(window_size, self._size - offset)
             while filled < wanted:
                 piece = self._source.read_at(offset + filled, wanted - filled)
                 if not piece:

@@ -961,6 +961,27 @@ def test_records_agree_with_a_dict_in_every_cache_object_on_the_folder(
             cache.close()
 
 
+@pytest.mark.parametrize("loss", ["dropped", "lost with the table", "changed"])
+def test_what_was_recalled_does_not_outlive_its_record(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:
+    """An id that one process removes is removed for all on the folder, whatever came between."""
+    monkeypatch.setattr(cache_module, "_MOST_RECORDS", 10)
+    removing, reading = ArtifactCache(folder), ArtifactCache(folder)
+    removing.remember("id", "digest")
+    assert reading.recall("id") == "digest"
+    if loss == "dropped":
+        for number in range(20):
+            removing.remember(f"name {number}", "value")
+        assert removing.recall("id") is None
+    elif loss == "lost with the table":
+        removing.close()
+        (folder / "cache.db").unlink()
+        assert removing.volume() == 0
+    removing.remember("id", "removed")
+    assert reading.recall("id") == "removed"
+
+
 def test_a_record_is_as_long_as_an_id_and_no_longer(folder: Path) -> None:
     """What does not fit is not kept, which is no failure."""
     cache = ArtifactCache(folder)

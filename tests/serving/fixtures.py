@@ -6,7 +6,9 @@ it fails them.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,16 +20,7 @@ if TYPE_CHECKING:
 
     from serving import Server
 
-__all__ = ["ceph", "gcs", "ministack", "use", "wanted"]
-
-
-def wanted(name: str) -> None:
-    """Skip the test, or in CI fail it, if this server cannot be started here."""
-    reason = serving.missing(name)
-    if reason and os.environ.get("CI") and os.environ.get("CASARTIFACTS_TEST_SERVERS"):
-        pytest.fail(f"CI is to have every server: {reason}")
-    if reason:
-        pytest.skip(reason)
+__all__ = ["ceph", "gcs", "ministack", "start", "use"]
 
 
 @pytest.fixture(scope="session")
@@ -49,17 +42,41 @@ def gcs() -> Iterator[Server]:
 
 
 @pytest.fixture
+def start() -> Iterator[Callable[..., Server]]:
+    """Start servers of this test's own, to be killed: `start(name, durable=True)`."""
+    with contextlib.ExitStack() as ending:
+
+        def started(name: str, *, durable: bool = False) -> Server:
+            _skip_without(name)
+            return ending.enter_context(serving.start(name, durable=durable))
+
+        yield started
+
+
+@pytest.fixture
 def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[Server], None]:
-    """Point clients that this test makes without arguments at a server."""
+    """Point clients that this test makes from now on, without arguments, at a server."""
 
     def export(server: Server) -> None:
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
+        # `boto3.client` remembers the credentials that it found first.
+        if "boto3" in sys.modules:
+            monkeypatch.setattr("boto3.DEFAULT_SESSION", None)
 
     return export
 
 
 def _serve(name: str) -> Iterator[Server]:
-    wanted(name)
+    _skip_without(name)
     with serving.start(name) as server:
         yield server
+
+
+def _skip_without(name: str) -> None:
+    """Skip the test, or in CI fail it, if this server cannot be started here."""
+    reason = serving.missing(name)
+    if reason and os.environ.get("CI") and os.environ.get("CASARTIFACTS_TEST_SERVERS"):
+        pytest.fail(f"CI is to have every server: {reason}")
+    if reason:
+        pytest.skip(reason)
