@@ -181,7 +181,7 @@ JOBS = {
     "download, warm cache": Job(_download_through_cache, cached=(LARGE,)),
     "download, damaged cache": Job(_download_through_cache, cached=(LARGE,), damages=True),
     "download, full cache": Job(
-        _download_through_cache, stored={**_STORED, own_id(NEAR): NEAR}, cached=(SMALL, NEAR)
+        _download_through_cache, stored={**_STORED, own_id(NEAR): NEAR}, cached=(NEAR, SMALL)
     ),
 }
 
