@@ -42,6 +42,12 @@ class Source:
             self._body.seek(self._base + offset)
             return _checked(self._body.read(length))[:length]
 
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        """Read bytes from an offset into a buffer; returns how many, 0 only at the end."""
+        piece = self.read_at(offset, len(buffer))
+        buffer[: len(piece)] = piece
+        return len(piece)
+
     def stamp(self) -> tuple[int, ...]:
         """Return what changes when the bytes do, as far as that can be told without reading."""
         return ()
@@ -66,6 +72,11 @@ class _FileSource(Source):
 
     def read_at(self, offset: int, length: int) -> bytes:
         return os.pread(self._body.fileno(), length, self._base + offset)
+
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        if not hasattr(os, "preadv"):  # macOS before 11
+            return super().read_into(buffer, offset)
+        return os.preadv(self._body.fileno(), [buffer], self._base + offset)
 
     def stamp(self) -> tuple[int, ...]:
         status = os.fstat(self._body.fileno())

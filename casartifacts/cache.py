@@ -735,20 +735,17 @@ class ArtifactCache:
         path = f"{self._folder}/{name}"
 
         def move_in(table: _Table) -> tuple[io.FileIO, _Stamp]:
-            try:
+            with contextlib.ExitStack() as stack:
+                stack.callback(_move_back, path, slot.path)
                 # One transaction, so that nobody takes the file for one that has no row.
-                with table.transact(), contextlib.ExitStack() as stack:
+                with table.transact():
                     file = stack.enter_context(_move(slot, path))
                     # After the rename, which changes the ctime.
                     stamp = _stamp(os.fstat(file.fileno()))
                     tag = _tag(stamp, time.time())
                     table.set(digest, _Moved(name, slot.size), read=True, tag=tag)
-                    stack.pop_all()
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.rename(path, slot.path)
-                raise
-            return file, stamp
+                stack.pop_all()
+                return file, stamp
 
         file, stamp = self._database.ask(move_in, writes=True)
         with contextlib.suppress(OSError):
@@ -911,6 +908,11 @@ def _move(slot: Slot, path: str) -> io.FileIO:
         file.close()
         raise FileNotFoundError(f"somebody put another file in the place of {path}")
     return file
+
+
+def _move_back(path: str, slot_path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.rename(path, slot_path)
 
 
 def _path(folder: str, name: object, digest: str = "") -> str | None:

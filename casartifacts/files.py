@@ -24,6 +24,7 @@ __all__ = [
     "is_same_file",
     "publishing",
     "write",
+    "write_at",
 ]
 
 # 1 MiB: larger buffers copy no faster (243 ms/GiB at this size).
@@ -44,6 +45,12 @@ def write(file: io.FileIO, piece: bytes | bytearray | memoryview) -> int:
         while done < len(rest):
             done += file.write(rest[done : done + _MOST_PER_CALL])
         return done
+
+
+def write_at(file: io.FileIO, piece: bytes | bytearray | memoryview, offset: int) -> int:
+    """Write all of a piece to an unbuffered file, from an offset; returns its length."""
+    file.seek(offset)
+    return write(file, piece)
 
 
 def copy(source: BinaryIO, target: io.FileIO) -> int:

@@ -121,11 +121,10 @@ class Plan:
             filled = len(rest)
             wanted = min(window_size, self._size - offset)
             while filled < wanted:
-                piece = self._source.read_at(offset + filled, wanted - filled)
-                if not piece:
+                count = self._source.read_into(window[filled:wanted], offset + filled)
+                if not count:
                     raise _changed(self._digest, f"an end after {offset + filled} bytes")
-                window[filled : filled + len(piece)] = piece
-                filled += len(piece)
+                filled += count
             window = window[:filled]
             lengths = cutter.cut(window, is_last=offset + filled == self._size)
             done = sum(lengths)

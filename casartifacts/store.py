@@ -14,7 +14,8 @@ from __future__ import annotations
 import io
 import sys
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, BinaryIO, cast
+from functools import partial
+from typing import TYPE_CHECKING, BinaryIO, TypedDict, cast
 
 from casartifacts import errors, files, names, reading
 from casartifacts.bodies import Outgoing, take
@@ -241,10 +242,14 @@ class ContentStore:
                     size = files.copy(reader, target)
                 _report(progress, size, size)
                 return
-            done, size = 0, 0 if ref is None else ref.size
-            for piece in self._plain(artifact_id) if ref is None else self._content(ref):
-                done += files.write(target, piece)
-                _report(progress, done, size)
+            if ref is not None:
+                self._bring(ref, partial(files.write_at, target), progress)
+                return
+            done = 0
+            with self.backend.open_reader(artifact_id) as plain:
+                while piece := plain.read(BUFFER_SIZE):
+                    done += files.write(target, piece)
+                    _report(progress, done, 0)
 
     def stat(self, artifact_id: str) -> Ref:
         """Return what is known of an artifact, without its bytes.
@@ -377,20 +382,40 @@ class ContentStore:
     # How a content is found
 
     def _content(self, ref: Ref) -> Iterator[bytes]:
-        return reading.content(
-            self.backend, digest=_digest_of(ref), size=ref.size, is_small=self._is_small(ref)
-        )
+        return reading.content(self.backend, **self._where(ref))
+
+    def _where(self, ref: Ref) -> _Where:
+        return {"digest": _digest_of(ref), "size": ref.size, "is_small": self._is_small(ref)}
 
     def _is_small(self, ref: Ref) -> bool:
         record = self._record[1] if self._record else self._read_record()
         limit = (record or StoreRecord(durable=True)).small_content_limit
         return ref.size <= limit
 
-    def _plain(self, artifact_id: str) -> Iterator[bytes]:
-        """Yield the bytes of what Optuna stored as a plain object under this id."""
-        with self.backend.open_reader(artifact_id) as reader:
-            while piece := reader.read(BUFFER_SIZE):
-                yield piece
+    def _bring(
+        self, ref: Ref, write_at: Callable[[bytes, int], object], progress: Progress | None
+    ) -> None:
+        """Hand a content to `write_at`, piece by piece; it is verified when this returns.
+
+        What reads wrong is fetched once more, chunk by chunk, which says where it is wrong.
+        """
+        try:
+            self._hand(reading.whole(self.backend, **self._where(ref)), write_at, ref, progress)
+        except CorruptArtifact:
+            self._hand(self._content(ref), write_at, ref, progress)
+
+    def _hand(
+        self,
+        pieces: Iterator[bytes],
+        write_at: Callable[[bytes, int], object],
+        ref: Ref,
+        progress: Progress | None,
+    ) -> None:
+        done = 0
+        for piece in pieces:
+            write_at(piece, done)
+            done += len(piece)
+            _report(progress, done, ref.size)
 
     def _find_ref(self, artifact_id: str) -> Ref | None:
         body = self._read_ref(artifact_id)
@@ -433,11 +458,7 @@ class ContentStore:
                 with self.cache.admit(digest, size=ref.size) as slot:
                     if slot is None:
                         return None
-                    done = 0
-                    for piece in self._content(ref):
-                        slot.write_at(piece, done)
-                        done += len(piece)
-                        _report(progress, done, ref.size)
+                    self._bring(ref, slot.write_at, progress)
                     reader = slot.publish()
             except CacheUnavailable:
                 return None
@@ -503,11 +524,12 @@ class _Upload:
         hasher = Hasher()
         head = bytearray()
         size = 0
-        while piece := source.read_at(size, BUFFER_SIZE):
-            hasher.update(piece)
-            size += len(piece)
+        buffer = memoryview(bytearray(BUFFER_SIZE))
+        while count := source.read_into(buffer, size):
+            hasher.update(buffer[:count])
+            size += count
             if size <= record.small_content_limit:
-                head += piece
+                head += buffer[:count]
         self.digest = hasher.hexdigest()
         self.size = size
         self.small = bytes(head) if size <= record.small_content_limit else None
@@ -528,6 +550,14 @@ class _Upload:
     def report(self, done: int) -> None:
         """Say how many bytes are stored."""
         _report(self._progress, done, self.size)
+
+
+class _Where(TypedDict):
+    """What `reading` wants to know of a content."""
+
+    digest: str
+    size: int
+    is_small: bool
 
 
 class _StaleError(Exception):

@@ -89,7 +89,9 @@ def test_a_file_in_text_mode_is_refused(store: ContentStore, tmp_path: Path) -> 
             store.write(ID, file)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("body", [b"bytes", "a path", None, object()], ids=repr)
+@pytest.mark.parametrize(
+    "body", [b"bytes", "a path", None, object()], ids=["bytes", "path", "None", "object"]
+)
 def test_an_object_without_read_is_refused_by_name(store: ContentStore, body: BinaryIO) -> None:
     with nothing_happens(store), pytest.raises(TypeError) as caught:
         store.write(ID, body)

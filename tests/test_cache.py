@@ -439,6 +439,16 @@ BODY = b"a content" * 100
 DIGEST = digest_of(BODY)
 NAME = "record"
 
+# Settings that diskcache would take from the database.
+SETTINGS = {
+    "a setting of the disk": "INSERT INTO Settings VALUES ('disk_x', ?)",
+    "a setting of SQLite": "INSERT INTO Settings VALUES ('sqlite_mmap_size = 1000000 --', ?)",
+    "a setting that is a method": "INSERT INTO Settings VALUES ('transact', ?)",
+    "another policy": "UPDATE Settings SET value = ? WHERE key = 'eviction_policy'",
+    "statistics": "UPDATE Settings SET value = 1 WHERE key = 'statistics' AND ? NOT NULL",
+    "a cull": "UPDATE Settings SET value = 10 WHERE key = 'cull_limit' AND ? NOT NULL",
+}
+
 # What another user of the folder could write into the database: {outside} is a path outside the
 # folder, {above} the same as a relative one; ? is a pickle.
 TAMPERED = {
@@ -461,13 +471,7 @@ TAMPERED = {
     "no text": "UPDATE Cache SET value = CAST(x'ff' AS TEXT), tag = 1.5 WHERE ? NOT NULL",
     "a size that is none": "UPDATE Cache SET size = 'much' WHERE ? NOT NULL",
     "a negative size": "UPDATE Cache SET size = -1000000 WHERE ? NOT NULL",
-    "a setting of the disk": "INSERT INTO Settings VALUES ('disk_x', ?)",
-    "a setting of SQLite": "INSERT INTO Settings VALUES ('sqlite_mmap_size = 1000000 --', ?)",
-    "a setting that is a method": "INSERT INTO Settings VALUES ('transact', ?)",
     "a setting without a text as name": "INSERT INTO Settings VALUES (?, 1)",
-    "another policy": "UPDATE Settings SET value = ? WHERE key = 'eviction_policy'",
-    "statistics": "UPDATE Settings SET value = 1 WHERE key = 'statistics' AND ? NOT NULL",
-    "a cull": "UPDATE Settings SET value = 10 WHERE key = 'cull_limit' AND ? NOT NULL",
     "a sum that is none": "UPDATE Settings SET value = ? WHERE key = 'size'",
     "a trigger": (
         "CREATE TRIGGER nasty AFTER DELETE ON Cache BEGIN SELECT RAISE(ABORT, 'no'); END"
@@ -518,6 +522,26 @@ def test_a_tampered_database_is_neither_executed_nor_followed(
     assert not strayed
     assert outside.read_bytes() == BODY
     assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("statement", SETTINGS.values(), ids=SETTINGS.keys())
+def test_no_setting_is_taken_from_the_database(folder: Path, statement: str) -> None:
+    """It is not even an obstacle: what is there is found."""
+    cache = ArtifactCache(folder, size_limit=len(BODY) + 20)
+    assert keep(cache, BODY)
+    cache.remember(NAME, DIGEST)
+    cache.close()
+    with rows(folder) as table:
+        table.execute(statement, (b"nasty",) * statement.count("?"))
+    fresh = ArtifactCache(folder, size_limit=len(BODY) + 20)
+    assert fresh.recall(NAME) == DIGEST
+    assert read(fresh, DIGEST) == BODY
+    for number in range(20):
+        assert keep(fresh, bytes([number]))
+    table = fresh._database._open()
+    assert table.sql("PRAGMA mmap_size").fetchone() in {None, (0,)}
+    assert fresh.volume() == len(BODY) + 20
+    assert not list(folder.glob("damaged/*"))
 
 
 def link(path: Path, target: Path) -> None:

@@ -5,11 +5,14 @@ after the kernel has done it. After every kill a reader sees the old, the new or
 stays but what is collected, and the next try succeeds.
 
 The ordinary run takes a sample, another one each time; `-m slow` takes every step.
+
+Below them: every single changed byte of a cache's files is noticed, or does no harm.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import json
 import os
@@ -32,12 +35,17 @@ from casartifacts.manifest import Manifest
 from casartifacts.records import StoreRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 # Kills per job in the ordinary run.
-SAMPLE = 10
+SAMPLE = 15
 
 SEED = int(os.environ.get("CASARTIFACTS_SEED", random.randrange(2**32)))
+
+# Changed bytes per file in the ordinary run.
+SAMPLE_OF_TABLE = 15
+
+CACHED = random.Random(3).randbytes(500)
 
 # All that may ever lie below the folder of a job.
 EXPECTED = re.compile(
@@ -247,7 +255,8 @@ def test_whatever_is_killed_at_any_step_leaves_all_whole_and_the_next_try_succee
     stage = Stage(job, tmp_path)
     planned = set(stage.kill(victims, None).steps)
     died = set()
-    for done in (False, True):
+    # Only uploads have threads; where there is one, after a step is before the next one.
+    for done in (False, True) if stage.job.cached is None else (False,):
         for step in itertools.count():
             traced = stage.kill(victims, Kill(step, done))
             if not traced.killed:
@@ -255,3 +264,84 @@ def test_whatever_is_killed_at_any_step_leaves_all_whole_and_the_next_try_succee
             died.add(traced.steps[-1])
     # Threads take turns, so that a name may appear in one run and not in another; calls do not.
     assert {step.call for step in died} >= {step.call for step in planned}
+
+
+# Changed bytes
+
+
+@pytest.fixture
+def cached(tmp_path: Path) -> Path:
+    """Return a folder with a store, and a cache that holds a content and was not closed."""
+    folder = tmp_path / "cached"
+    store = open_store(folder, cache=open_cache(folder))
+    artifact_id = store.add(io.BytesIO(CACHED))
+    _read(store, artifact_id)
+    assert store.cache is not None
+    shutil.copytree(folder, tmp_path / "copy")  # while the write-ahead log is still there
+    store.cache.close()
+    (tmp_path / "copy" / "id").write_text(artifact_id)
+    return tmp_path / "copy"
+
+
+def _check_changed(cached: Path, name: str, at: int) -> None:
+    """Change a byte; read twice; read once more without the store."""
+    artifact_id = (cached / "id").read_text()
+    with (cached / name).open("r+b") as file:
+        file.seek(at)
+        (byte,) = file.read(1)
+        file.seek(at)
+        file.write(bytes([byte ^ 0xFF]))
+    cache = open_cache(cached)
+    store = open_store(cached, cache=cache)
+    for _ in range(2):
+        assert _read(store, artifact_id) == CACHED, (name, at)
+    assert not name.startswith("cache/contents/") or cache.counters.heals == 1, (name, at)
+    cache.close()
+    cache = open_cache(cached)
+    assert _read(ContentStore(MemoryArtifactStore(), cache=cache), artifact_id) == CACHED, (
+        name,
+        at,
+    )
+    cache.close()
+
+
+def _check_changed_content(cached: Path, places: Iterable[int]) -> None:
+    for at in places:
+        (path,) = cached.glob("cache/contents/*/*")
+        path.chmod(0o600)
+        _check_changed(cached, str(path.relative_to(cached)), at)
+
+
+def _check_changed_table(cached: Path, places: Callable[[int], Iterable[int]]) -> None:
+    files = _files(cached / "cache", below=cached)
+    names = [name for name in files if not name.startswith("cache/contents/")]
+    assert {"cache/cache.db", "cache/cache.db-wal", "cache/changes"} <= set(names)
+    for name in names:
+        for at in places(len(files[name])):
+            copy = cached.with_name("changed")
+            shutil.copytree(cached, copy)
+            _check_changed(copy, name, at)
+            shutil.rmtree(copy)
+
+
+def test_a_changed_byte_of_a_cached_content_is_noticed_and_healed(cached: Path) -> None:
+    chosen = random.Random(SEED).sample(range(len(CACHED)), 30)
+    _check_changed_content(cached, [0, len(CACHED) - 1, *chosen])
+
+
+def test_a_changed_byte_of_the_table_of_a_cache_does_no_harm(cached: Path) -> None:
+    random_places = random.Random(SEED)
+    _check_changed_table(
+        cached, lambda size: random_places.sample(range(size), min(size, SAMPLE_OF_TABLE))
+    )
+
+
+@pytest.mark.slow
+def test_every_changed_byte_of_a_cached_content_is_noticed_and_healed(cached: Path) -> None:
+    _check_changed_content(cached, range(len(CACHED)))
+
+
+@pytest.mark.slow
+def test_every_part_of_the_table_of_a_cache_may_change(cached: Path) -> None:
+    """Each byte of what SQLite reads first, and every 397th of the rest."""
+    _check_changed_table(cached, lambda size: [*range(min(size, 100)), *range(100, size, 397)])

@@ -1,8 +1,11 @@
 """One model for all: whatever is done in whatever order, a store agrees with a dict.
 
 Writes, duplicates, overwrites, reads, downloads, removals, uploads that break off, plain objects as
-Optuna stored them earlier, evicted and damaged cache files, and stores opened anew - on a folder, in
+Optuna stored them earlier, evicted and damaged cache files, and stores opened anew: on a folder, in
 memory and over Optuna's own file store, each with and without a cache.
+
+What the dict does not know: an id of our own form names its content, so a cache that holds that
+content serves it without asking. Only the cache through which it was removed knows better.
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
     from casartifacts.protocols import Backend
+    from casartifacts.testing import Stream
 
 # A store whose contents are large from 1,000 bytes on, so that small ones take all the ways.
 RECORD = StoreRecord(
@@ -75,7 +79,7 @@ IDS = [
 contents = st.sampled_from(CONTENTS)
 
 
-class Broken(Exception):  # noqa: N818 -- what happens to a stream
+class Broken(Exception):
     """The stream broke off."""
 
 
@@ -87,6 +91,10 @@ class Breaking(io.BytesIO):
         if not piece:
             raise Broken
         return piece
+
+
+def _unseekable(body: io.BytesIO) -> BinaryIO:
+    return cast("BinaryIO", OnlyRead(cast("Stream", body)))
 
 
 def _fits(artifact_id: str, content: bytes) -> bool:
@@ -112,6 +120,7 @@ class Model(RuleBasedStateMachine):
         self.stored: dict[str, bytes] = {}
         self.plain: dict[str, bytes] = {}
         self.ids = list(IDS)
+        self.noted: set[str] = set()  # what the cache knows to be removed
 
     def teardown(self) -> None:
         try:
@@ -127,6 +136,12 @@ class Model(RuleBasedStateMachine):
     def _expected(self, artifact_id: str) -> bytes | None:
         return self.stored.get(artifact_id, self.plain.get(artifact_id))
 
+    def _is_right(self, artifact_id: str, got: bytes | None) -> bool:
+        expected = self._expected(artifact_id)
+        if expected is None and got is not None and artifact_id not in self.noted:
+            return self.with_cache and names.digest_in(artifact_id) == digest_of(got)
+        return got == expected
+
     def _id(self, place: int) -> str:
         return self.ids[place % len(self.ids)]
 
@@ -140,7 +155,7 @@ class Model(RuleBasedStateMachine):
             with pytest.raises(ValueError, match="Invalid artifact_id"):
                 self.store.write(artifact_id, body)
             return
-        self.store.write(artifact_id, body if seeks else cast("BinaryIO", OnlyRead(body)))
+        self.store.write(artifact_id, body if seeks else _unseekable(body))
         assert body.read() == b""
         self.stored[artifact_id] = content
 
@@ -155,14 +170,16 @@ class Model(RuleBasedStateMachine):
     @rule(place=st.integers(0, 99), content=contents, seeks=st.booleans())
     def break_off(self, place: int, content: bytes, seeks: bool) -> None:
         """Break off an upload; nothing of it is to be seen."""
-        body = cast("BinaryIO", Breaking(content) if seeks else OnlyRead(Breaking(content)))
+        body = Breaking(content)
         with pytest.raises(Broken):
-            self.store.write(self._id(place), body)
+            self.store.write(self._id(place), body if seeks else _unseekable(body))
 
     @rule(place=st.integers(0, 99), content=contents)
     def store_plainly(self, place: int, content: bytes) -> None:
         """Store as Optuna alone does."""
         artifact_id = self._id(place)
+        if names.digest_in(artifact_id) is not None:
+            return  # Optuna makes no such ids
         self.store.backend.write(artifact_id, io.BytesIO(content))
         self.plain[artifact_id] = content
 
@@ -176,7 +193,7 @@ class Model(RuleBasedStateMachine):
                 got: bytes | None = b"".join(iter(lambda: reader.read(700), b""))
         except ArtifactNotFound:
             got = None
-        assert got == self._expected(artifact_id)
+        assert self._is_right(artifact_id, got)
 
     @rule(place=st.integers(0, 99), exists=st.booleans(), overwrite=st.booleans())
     def download(self, place: int, exists: bool, overwrite: bool) -> None:
@@ -194,7 +211,7 @@ class Model(RuleBasedStateMachine):
             assert target.exists() == exists
         else:
             assert overwrite or not exists
-            assert target.read_bytes() == expected
+            assert self._is_right(self._id(place), target.read_bytes())
         assert not list(self.folder.glob(".casartifacts-*"))
         target.unlink(missing_ok=True)
 
@@ -215,6 +232,7 @@ class Model(RuleBasedStateMachine):
                 self.store.remove(artifact_id)
         else:
             self.store.remove(artifact_id)
+        self.noted.add(artifact_id)
         self.stored.pop(artifact_id, None)
         self.plain.pop(artifact_id, None)
 
@@ -236,6 +254,7 @@ class Model(RuleBasedStateMachine):
     @rule()
     def lose_the_cache(self) -> None:
         shutil.rmtree(self.cache.folder, ignore_errors=True)
+        self.noted.clear()
 
     @rule(place=st.integers(0, 99), at=st.integers(0, 9_999), cut=st.booleans())
     def damage_the_cache(self, place: int, at: int, cut: bool) -> None:

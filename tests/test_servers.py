@@ -25,10 +25,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
+import serving
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-import serving
 from serving import Fault, Proxy, Server
 from serving.processes import Programs
 
@@ -89,7 +88,7 @@ def blob(bucket: str, name: str) -> Any:
 @pytest.mark.parametrize("view", VIEWS, indirect=True)
 def test_a_server_keeps_an_object_for_a_client_that_knows_only_the_environment(
     view: Server, use: Callable[[Server], None]
-):
+) -> None:
     use(view)
     bucket = view.make_bucket()
     put(view, bucket, "a/b", BODY)
@@ -98,7 +97,7 @@ def test_a_server_keeps_an_object_for_a_client_that_knows_only_the_environment(
 
 def test_over_https_the_certificate_is_checked_also_by_the_stricter_rules_of_python_3_13(
     ceph: Server,
-):
+) -> None:
     address = urlsplit(ceph.over_https().url)
     strict = ssl.create_default_context(cafile=ceph.ca_bundle)
     strict.verify_flags |= ssl.VERIFY_X509_STRICT
@@ -113,7 +112,7 @@ def test_over_https_the_certificate_is_checked_also_by_the_stricter_rules_of_pyt
 @pytest.mark.parametrize("name", serving.NAMES)
 def test_a_durable_server_that_was_killed_has_what_it_acknowledged_and_stopped_it_leaves_nothing(
     name: str, start: Callable[..., Server], use: Callable[[Server], None]
-):
+) -> None:
     with start(name, durable=True) as server:
         use(server)
         bucket = server.make_bucket()
@@ -135,7 +134,7 @@ def test_a_durable_server_that_was_killed_has_what_it_acknowledged_and_stopped_i
 
 
 @LINUX
-def test_a_server_whose_starter_was_killed_is_gone_too(tmp_path: Path):
+def test_a_server_whose_starter_was_killed_is_gone_too(tmp_path: Path) -> None:
     starter = """
 import signal, sys
 sys.path.insert(0, sys.argv[1])
@@ -154,7 +153,7 @@ signal.pause()
     until(lambda: not alive(int(pid)) and not Path(folder).exists())
 
 
-def test_a_program_that_ends_is_an_error_with_its_last_words():
+def test_a_program_that_ends_is_an_error_with_its_last_words() -> None:
     programs = Programs("test")
     try:
         programs.start("talker", [sys.executable, "-c", "raise SystemExit('no room')"])
@@ -194,6 +193,11 @@ class Answering(http.server.BaseHTTPRequestHandler):
         self.answer(200, self.body())
 
     def do_PUT(self) -> None:
+        if self.path in ("/early", "/deaf"):
+            self.answer(403, b"no")
+            self.close_connection = True
+            self.server.deaf.wait(self.path == "/deaf" and 10)
+            return
         body = self.body()
         self.server.kept[self.path] = body
         self.answer(200, b"")
@@ -201,7 +205,7 @@ class Answering(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.answer(200, self.server.kept[self.path])
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815 -- the library's way to name it
 
     def do_DELETE(self) -> None:
         del self.server.kept[self.path]
@@ -211,7 +215,9 @@ class Answering(http.server.BaseHTTPRequestHandler):
         if self.path == "/unwanted":
             self.answer(412, b"no")
             return False
-        return super().handle_expect_100()
+        super().handle_expect_100()
+        self.wfile.flush()
+        return True
 
     def body(self) -> bytes:
         if "chunked" not in self.headers.get("Transfer-Encoding", ""):
@@ -230,24 +236,26 @@ class Answering(http.server.BaseHTTPRequestHandler):
 
     def answer(self, status: int, body: bytes | None) -> None:
         self.send_response_only(status)
+        self.close_connection = self.path == "/parting"  # without a word
+        shown = b"" if self.command == "HEAD" or body is None else body
         if body is None:
             self.end_headers()
         elif "chunked" in self.path:
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
-            for start in range(0, len(body), 70_000):
-                piece = body[start : start + 70_000]
+            for start in range(0, len(shown), 70_000):
+                piece = shown[start : start + 70_000]
                 self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
-            self.wfile.write(b"0\r\n\r\n")
+            if self.command != "HEAD":
+                self.wfile.write(b"0\r\n\r\n")
         elif "endless" in self.path:
-            self.close_connection = True
+            self.send_header("Connection", "close")
             self.end_headers()
-            self.wfile.write(body)
+            self.wfile.write(shown)
         else:
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
+            self.wfile.write(shown)
         self.wfile.flush()
 
 
@@ -260,8 +268,14 @@ class Upstream(http.server.ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answering)
         self.kept: dict[str, bytes] = {}
+        self.deaf = threading.Event()
+        self.ended = 0
         self.broken: list[tuple[str, int]] = []
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+    def shutdown_request(self, request: Any) -> None:
+        super().shutdown_request(request)
+        self.ended += 1
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Say nothing: that a connection breaks is what is tested."""
@@ -311,7 +325,9 @@ requests = st.tuples(
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(plan=st.lists(requests, max_size=8))
-def test_every_body_passes_whole_and_is_counted_exactly(upstream: Upstream, plan: list[Any]):
+def test_every_body_passes_whole_and_is_counted_exactly(
+    upstream: Upstream, plan: list[Any]
+) -> None:
     with Proxy(upstream.url) as proxy, contextlib.ExitStack() as open_ones:
         connection = open_ones.enter_context(connected(proxy))
         wanted: list[tuple[str, int, int]] = []
@@ -342,9 +358,9 @@ def test_every_body_passes_whole_and_is_counted_exactly(upstream: Upstream, plan
         assert counts.received_bodies == sum(received for _, _, received in wanted)
 
 
-def test_heads_and_interim_answers_are_counted_to_the_byte(proxy: Proxy):
+def test_heads_and_interim_answers_are_counted_to_the_byte(proxy: Proxy) -> None:
     head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n"
-    with socket.create_connection(address_of(proxy)) as client:
+    with socket.create_connection(address_of(proxy), timeout=10) as client:
         client.sendall(head)
         interim = client.recv(1000)
         assert interim == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -360,7 +376,9 @@ def test_heads_and_interim_answers_are_counted_to_the_byte(proxy: Proxy):
     assert proxy.counts.sent == proxy.counts.round_trips == 0
 
 
-def test_a_body_that_was_not_wanted_is_not_waited_for_and_the_connection_goes_on(proxy: Proxy):
+def test_a_body_that_was_not_wanted_is_not_waited_for_and_the_connection_goes_on(
+    proxy: Proxy,
+) -> None:
     refused = b"PUT /unwanted HTTP/1.1\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n"
     with socket.create_connection(address_of(proxy), timeout=10) as client:
         for wanted in (b"HTTP/1.1 412", b"no"), (b"HTTP/1.1 200", b"four"):
@@ -373,7 +391,72 @@ def test_a_body_that_was_not_wanted_is_not_waited_for_and_the_connection_goes_on
     assert [each.sent for each in proxy.counts.exchanges] == [0, 4]
 
 
-def test_round_trips_are_the_longest_chain_of_requests_and_latency_is_paid_for_each(proxy: Proxy):
+@pytest.mark.parametrize("target", ["/early", "/deaf"])
+def test_an_answer_that_comes_before_the_body_reaches_the_client(
+    proxy: Proxy, upstream: Upstream, target: str
+) -> None:
+    upstream.deaf.clear()
+    with connected(proxy, timeout=5) as connection:
+        assert ask(connection, "PUT", target, bytes(20_000_000)) == b"no"
+        assert ask(connection, "POST", "/", b"x") == b"x"
+    upstream.deaf.set()
+    assert [each.status for each in proxy.counts.exchanges] == [403, 200]
+
+
+def test_a_forked_child_does_not_keep_connections_open(proxy: Proxy) -> None:
+    with connected(proxy) as connection:
+        ask(connection, "POST", "/", b"x")
+        go, come = os.pipe()
+        child = os.fork()
+        if not child:
+            os.close(come)
+            os.read(go, 1)
+            os._exit(0)
+        proxy.close()
+        with pytest.raises(ConnectionError):
+            ask(connection, "POST", "/", b"x")
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address_of(proxy), timeout=1)
+        os.close(come)
+        os.close(go)
+        assert os.waitpid(child, 0)[1] == 0
+
+
+def test_memory_does_not_grow_with_what_passes(proxy: Proxy, upstream: Upstream) -> None:
+    size, piece = 512 * 2**20, bytes(2**20)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        proxy.upstream = server.getsockname()
+        with socket.create_connection(address_of(proxy), timeout=20) as client:
+            client.sendall(b"PUT / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % size)
+            taking = threading.Thread(target=take, args=(server, size))
+            taking.start()
+            client.sendall(piece)
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            for _ in range(size // len(piece) - 1):
+                client.sendall(piece)
+            assert client.recv(100).endswith(b"\r\n\r\n")
+            taking.join()
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert after - before < 8 * 1024  # KiB
+    assert proxy.counts.sent_bodies == size
+
+
+def take(server: socket.socket, size: int) -> None:
+    """Read a request with a body of this size and say that it is well."""
+    connection, _ = server.accept()
+    buffer = bytearray(2**20)
+    with connection:
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += connection.recv(1)
+        while size:
+            size -= connection.recv_into(buffer)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+
+def test_round_trips_are_the_longest_chain_of_requests_and_latency_is_paid_for_each(
+    proxy: Proxy,
+) -> None:
     proxy.latency_seconds = 0.05
     ready = threading.Barrier(4)
 
@@ -401,7 +484,9 @@ def test_round_trips_are_the_longest_chain_of_requests_and_latency_is_paid_for_e
     assert proxy.counts.round_trips == 8
 
 
-def test_bandwidth_is_shared_by_all_connections_and_counts_each_direction_apart(proxy: Proxy):
+def test_bandwidth_is_shared_by_all_connections_and_counts_each_direction_apart(
+    proxy: Proxy,
+) -> None:
     proxy.bytes_per_second = 20e6
 
     def there_and_back(_: int) -> None:
@@ -439,7 +524,9 @@ def strike(proxy: Proxy, fault: Fault, *, size: int = 300_000) -> tuple[bytes, E
             return b"", error
 
 
-def test_a_reset_before_the_request_leaves_the_server_untouched(proxy: Proxy, upstream: Upstream):
+def test_a_reset_before_the_request_leaves_the_server_untouched(
+    proxy: Proxy, upstream: Upstream
+) -> None:
     fault = Fault("reset", method="PUT")
     with proxy.plan(fault), connected(proxy) as connection:
         with pytest.raises(ConnectionResetError):
@@ -454,7 +541,7 @@ def test_a_reset_before_the_request_leaves_the_server_untouched(proxy: Proxy, up
 @pytest.mark.parametrize("after", [1, 70_000, 299_999])
 def test_a_break_in_a_request_gives_the_server_just_so_many_bytes(
     proxy: Proxy, upstream: Upstream, kind: Any, after: int
-):
+) -> None:
     fault = Fault(kind, after=after)
     _, error = strike(proxy, fault)
     assert isinstance(error, (OSError, http.client.RemoteDisconnected))
@@ -462,7 +549,7 @@ def test_a_break_in_a_request_gives_the_server_just_so_many_bytes(
     until(lambda: upstream.broken == [("/x", after)])
 
 
-def test_a_lost_answer_comes_after_the_server_has_acted(proxy: Proxy, upstream: Upstream):
+def test_a_lost_answer_comes_after_the_server_has_acted(proxy: Proxy, upstream: Upstream) -> None:
     with proxy.plan(Fault("reset", side="answer", times=1)) as fault, connected(proxy) as client:
         with pytest.raises(ConnectionResetError):
             ask(client, "PUT", "/x", b"body")
@@ -472,7 +559,7 @@ def test_a_lost_answer_comes_after_the_server_has_acted(proxy: Proxy, upstream: 
 
 
 @pytest.mark.parametrize("after", [1, 70_000, 299_999])
-def test_a_cut_answer_is_whole_up_to_there_and_has_promised_more(proxy: Proxy, after: int):
+def test_a_cut_answer_is_whole_up_to_there_and_has_promised_more(proxy: Proxy, after: int) -> None:
     fault = Fault("cut", side="answer", after=after)
     body, error = strike(proxy, fault)
     assert isinstance(error, http.client.IncompleteRead)
@@ -480,7 +567,7 @@ def test_a_cut_answer_is_whole_up_to_there_and_has_promised_more(proxy: Proxy, a
     assert fault.hits == 1
 
 
-def test_a_reset_answer_is_a_reset(proxy: Proxy):
+def test_a_reset_answer_is_a_reset(proxy: Proxy) -> None:
     fault = Fault("reset", side="answer", after=1)
     assert isinstance(strike(proxy, fault)[1], ConnectionResetError)
     assert fault.hits == 1
@@ -488,7 +575,7 @@ def test_a_reset_answer_is_a_reset(proxy: Proxy):
 
 @pytest.mark.parametrize("side", ["request", "answer"])
 @pytest.mark.parametrize("after", [0, 100])
-def test_a_stall_lasts_until_the_fault_ends(proxy: Proxy, side: Any, after: int):
+def test_a_stall_lasts_until_the_fault_ends(proxy: Proxy, side: Any, after: int) -> None:
     fault = proxy.plan(Fault("stall", side=side, after=after))
     with connected(proxy, timeout=10) as connection, ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(ask, connection, "POST", "/x", bytes(300_000))
@@ -502,7 +589,7 @@ def test_a_stall_lasts_until_the_fault_ends(proxy: Proxy, side: Any, after: int)
 
 def test_a_refusal_never_reaches_the_server_and_the_connection_goes_on(
     proxy: Proxy, upstream: Upstream
-):
+) -> None:
     fault = proxy.plan(Fault("refuse", status=429, code="Busy", retry_after=7, times=1))
     with connected(proxy) as connection:
         connection.request("PUT", "/x", BODY)
@@ -516,7 +603,7 @@ def test_a_refusal_never_reaches_the_server_and_the_connection_goes_on(
     assert proxy.counts.connections == 1
 
 
-def test_a_refusal_ends_the_connection_of_who_waits_with_the_body(proxy: Proxy):
+def test_a_refusal_ends_the_connection_of_who_waits_with_the_body(proxy: Proxy) -> None:
     with (
         proxy.plan(Fault("refuse")) as fault,
         socket.create_connection(address_of(proxy), timeout=10) as client,
@@ -532,7 +619,7 @@ def test_a_refusal_ends_the_connection_of_who_waits_with_the_body(proxy: Proxy):
 
 @pytest.mark.parametrize("side", ["request", "answer"])
 @pytest.mark.parametrize("after", [0, 150_000, 299_999])
-def test_a_garbled_body_differs_in_one_bit_just_there(proxy: Proxy, side: Any, after: int):
+def test_a_garbled_body_differs_in_one_bit_just_there(proxy: Proxy, side: Any, after: int) -> None:
     fault = Fault("garble", side=side, after=after)
     body, error = strike(proxy, fault)
     assert error is None
@@ -556,21 +643,19 @@ def test_a_garbled_body_differs_in_one_bit_just_there(proxy: Proxy, side: Any, a
     ],
     ids=repr,
 )
-def test_a_fault_that_was_not_reached_is_no_hit_and_not_used_up(proxy: Proxy, fault: Fault):
+def test_a_fault_that_was_not_reached_is_no_hit_and_not_used_up(proxy: Proxy, fault: Fault) -> None:
     assert strike(proxy, fault) == (bytes(300_000), None)
     assert fault.hits == 0
     assert fault._chosen == 0
 
 
-def test_a_fault_strikes_at_its_rate_and_at_most_so_often_as_it_may(proxy: Proxy):
+def test_a_fault_strikes_at_its_rate_and_at_most_so_often_as_it_may(proxy: Proxy) -> None:
     def tried(fault: Fault) -> int:
         with proxy.plan(fault), connected(proxy) as connection:
             answers = [ask(connection, "GET", "/") for _ in range(200)]
         assert fault.hits == sum(b"SlowDown" in answer for answer in answers)
         return fault.hits
 
-    ask_once = Proxy.plan
-    assert ask_once
     with connected(proxy) as connection:
         ask(connection, "PUT", "/", b"")
     assert 30 < tried(Fault("refuse", rate=0.3)) < 90
@@ -578,7 +663,9 @@ def test_a_fault_strikes_at_its_rate_and_at_most_so_often_as_it_may(proxy: Proxy
     assert tried(Fault("refuse", skip=190)) == 10
 
 
-def test_faults_that_strike_many_at_once_count_each_and_do_not_exceed_their_times(proxy: Proxy):
+def test_faults_that_strike_many_at_once_count_each_and_do_not_exceed_their_times(
+    proxy: Proxy,
+) -> None:
     fault = proxy.plan(Fault("reset", side="answer", after=1000, times=7))
 
     def upload(_: int) -> bool:
@@ -593,7 +680,7 @@ def test_faults_that_strike_many_at_once_count_each_and_do_not_exceed_their_time
     assert whole.count(False) == fault.hits == 7
 
 
-def test_a_server_that_is_away_looks_like_a_reset_and_is_found_again(upstream: Upstream):
+def test_a_server_that_is_away_looks_like_a_reset_and_is_found_again(upstream: Upstream) -> None:
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         port = nobody.getsockname()[1]
     with Proxy(f"http://127.0.0.1:{port}") as proxy, connected(proxy) as connection:
@@ -603,9 +690,119 @@ def test_a_server_that_is_away_looks_like_a_reset_and_is_found_again(upstream: U
         assert ask(connection, "POST", "/", b"back") == b"back"
 
 
-def test_a_server_that_ended_an_idle_connection_is_connected_to_anew(proxy: Proxy):
+def test_a_server_that_ended_an_idle_connection_is_connected_to_anew(
+    proxy: Proxy, upstream: Upstream
+) -> None:
     with connected(proxy) as connection:
-        upstream_ended = b"HTTP/1.0"
-        assert upstream_ended
         for _ in range(3):
-            assert ask(connection, "POST", "/", b"x") == b"x"
+            ended = upstream.ended
+            assert ask(connection, "POST", "/parting", b"x") == b"x"
+            until(lambda: upstream.ended > ended)  # noqa: B023 -- called here
+    assert proxy.counts.connections == 1
+
+
+# What the clients of S3 and GCS make of the proxy.
+
+
+@pytest.mark.parametrize("name", ["ceph", "ministack"])
+def test_boto3_through_the_proxy_is_counted_and_broken_as_planned(
+    name: str, request: pytest.FixtureRequest, use: Callable[[Server], None]
+) -> None:
+    from botocore import exceptions
+
+    server: Server = request.getfixturevalue(name)
+    bucket = server.make_bucket()
+    with Proxy(server.home) as proxy:
+        use(server.behind(proxy.url))
+        client = s3()
+        client.put_object(Bucket=bucket, Key="a", Body=io.BytesIO(BODY))
+        client.get_object(Bucket=bucket, Key="a", Range="bytes=10-19")["Body"].read()
+        client.head_object(Bucket=bucket, Key="a")
+        assert proxy.counts.requests == {"PUT": 1, "GET": 1, "HEAD": 1}
+        assert [
+            (each.status, each.range, each.sent, each.received) for each in proxy.counts.exchanges
+        ] == [(200, None, len(BODY), 0), (206, "bytes=10-19", 0, 10), (200, None, 0, 0)]
+
+        with proxy.plan(Fault("reset", side="answer", method="PUT")) as fault:
+            with pytest.raises(exceptions.HTTPClientError):
+                client.put_object(Bucket=bucket, Key="b", Body=io.BytesIO(BODY))
+            assert fault.hits == 1
+        assert client.get_object(Bucket=bucket, Key="b")["Body"].read() == BODY
+
+        with proxy.plan(Fault("cut", method="PUT", after=50_000)) as fault:
+            with pytest.raises(exceptions.HTTPClientError):
+                client.put_object(Bucket=bucket, Key="c", Body=io.BytesIO(BODY))
+            assert fault.hits == 1
+        with pytest.raises(client.exceptions.NoSuchKey):
+            client.get_object(Bucket=bucket, Key="c")
+
+        with proxy.plan(Fault("cut", side="answer", method="GET", after=50_000)) as fault:
+            with pytest.raises(exceptions.HTTPClientError):
+                client.get_object(Bucket=bucket, Key="b")["Body"].read()
+            assert fault.hits == 1
+
+        with proxy.plan(Fault("refuse", status=503, code="SlowDown")) as fault:
+            with pytest.raises(exceptions.ClientError, match="SlowDown"):
+                client.put_object(Bucket=bucket, Key="d", Body=io.BytesIO(BODY))
+            assert fault.hits == 1
+
+
+def test_google_cloud_storage_stays_behind_the_proxy_also_where_the_server_names_the_address(
+    gcs: Server, use: Callable[[Server], None]
+) -> None:
+    bucket = gcs.make_bucket()
+    with Proxy(gcs.home) as proxy:
+        use(gcs.behind(proxy.url))
+        many = BODY * 90  # more than 8 MiB goes out in an upload that can be resumed
+        resumable = blob(bucket, "a")
+        resumable.chunk_size = 2**22
+        resumable.upload_from_file(io.BytesIO(many), size=len(many), retry=None)
+        resumable.chunk_size = None
+        assert resumable.download_as_bytes(retry=None) == many
+        # Newer clients ask for the bucket too, once, in a thread of their own.
+        seen = [each for each in proxy.counts.exchanges if "/o" in each.target]
+        assert [each.method for each in seen] == ["POST", "PUT", "PUT", "PUT", "GET"]
+        assert [each.status for each in seen] == [200, 308, 308, 200, 200]
+        assert sum(each.sent for each in seen if each.method == "PUT") == len(many)
+        assert seen[-1].received == len(many)
+        with proxy.plan(
+            Fault("garble", side="answer", method="GET", target="/o/", after=5)
+        ) as fault:
+            from google.cloud.storage.exceptions import DataCorruption
+
+            with pytest.raises(DataCorruption):
+                resumable.download_as_bytes(retry=None)
+            assert fault.hits == 1
+    gcs.behind(gcs.home)
+
+
+# By hand.
+
+
+def test_by_hand_a_server_prints_what_to_export_and_ends_with_its_signal(
+    gcs: Server, tmp_path: Path
+) -> None:
+    tool = Path(__file__).parent.parent / "tools" / "servers"
+    command = [sys.executable, str(tool), "up", "gcs", "--proxy", "--latency", "0.01"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        printed = ""
+        while "Ctrl-C" not in printed:
+            line = process.stdout.readline()
+            assert line, process.stderr.read()
+            printed += line
+        shell = f'{printed}\nprintf %s "$STORAGE_EMULATOR_HOST"'
+        url = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=True).stdout
+        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=10)
+        with contextlib.closing(connection):
+            connection.request("GET", "/storage/v1/b/artifacts")
+            assert connection.getresponse().status == http.client.OK
+        assert list(tmp_path.iterdir())
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert "requests: GET 1; round trips in a row: 2;" in process.stderr.read()
+    assert not list(tmp_path.iterdir())

@@ -181,8 +181,9 @@ JOBS = {
     "download, warm cache": Job(_download_through_cache, cached=(LARGE,)),
     "download, damaged cache": Job(_download_through_cache, cached=(LARGE,), damages=True),
     "download, full cache": Job(
-        _download_through_cache, stored={**_STORED, own_id(NEAR): NEAR}, cached=(NEAR, SMALL)
+        _download_through_cache, stored={**_STORED, own_id(NEAR): NEAR}, cached=(SMALL, NEAR)
     ),
+    "download, cache with others": Job(_download_through_cache, cached=(SMALL,)),
 }
 
 

@@ -26,8 +26,8 @@ _COMMANDS = (
 
 # Without cephx, the gateway must be told that its talk with the mon need not be encrypted.
 # Deleted objects are collected at once: in memory they would add up (the default is two hours).
-# The two intervals are what bluestore and its clients sleep where they could look: with the defaults
-# a start took 8.6 s and not 3.8, a restart 5.8 and not 2.4.
+# bdev_aio_poll_ms and objecter_tick_interval: with their defaults a durable start took 8.6 s and
+# not 3.8, a restart 5.8 and not 2.4.
 _SETTINGS = """[global]
 fsid = {cluster}
 mon_host = v2:127.0.0.1:{mon_port}
