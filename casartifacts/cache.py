@@ -267,6 +267,8 @@ class _Table(diskcache.Cache):  # type: ignore[misc] # diskcache ships no types
 
     def __init__(self, folder: str) -> None:
         self._connection: sqlite3.Connection | None = None
+        # Whether this process has dropped what killed ones left among the contents.
+        self.is_swept = False
         try:
             super().__init__(folder, timeout=_BUSY_SECONDS, disk=_Names, **_SETTINGS)
             self.sql(_INDEX)
@@ -682,6 +684,9 @@ class ArtifactCache:
             return None
         with contextlib.ExitStack() as stack:
             with table.transact():
+                if not table.is_swept:
+                    _sweep(table, self._folder)
+                    table.is_swept = True
                 aside = _aside(self._folder)
                 can_go = _volume(table) + sum(entry.size for entry in aside)
                 promised, unwritten = _promised(self._folder)
@@ -990,6 +995,26 @@ def _put_aside(folder: str, path: str, name: str) -> None:
             os.unlink(entry.name)
 
 
+def _sweep(table: _Table, folder: str) -> None:
+    """Drop the contents without a row, in a transaction of the caller.
+
+    A file gets its place and its row in one transaction: whoever is inside of another one and finds
+    a file without a row knows that its process was killed.
+    """
+    known = {name for (name,) in table.sql("SELECT filename FROM Cache WHERE filename IS NOT NULL")}
+    for name in _content_names(folder):
+        if name not in known:
+            table.disk.remove(name)
+
+
+def _content_names(folder: str) -> Iterator[str]:
+    """Yield the names of what lies among the contents."""
+    for above in os.listdir(f"{folder}/contents"):
+        if os.path.isdir(f"{folder}/contents/{above}"):
+            for last in os.listdir(f"{folder}/contents/{above}"):
+                yield f"contents/{above}/{last}"
+
+
 def _adopt(table: _Table, folder: str) -> None:
     """Take what lies in the folder into a new table; each is verified before it is served."""
     if table.sql(_ANY_CONTENT).fetchone():
@@ -999,14 +1024,11 @@ def _adopt(table: _Table, folder: str) -> None:
     with table.transact():
         if table.sql(_ANY_CONTENT).fetchone():
             return
-        for above in os.listdir(f"{folder}/contents"):
-            if not os.path.isdir(f"{folder}/contents/{above}"):
-                continue
-            for last in os.listdir(f"{folder}/contents/{above}"):
-                name = f"contents/{above}/{last}"
-                path = _path(folder, name)
-                if path is not None and stat.S_ISREG((status := os.lstat(path)).st_mode):
-                    table.set(last[:64], _Moved(name, status.st_size), read=True, tag="")
+        for name in _content_names(folder):
+            path = _path(folder, name)
+            if path is not None and stat.S_ISREG((status := os.lstat(path)).st_mode):
+                digest = os.path.basename(name)[:64]
+                table.set(digest, _Moved(name, status.st_size), read=True, tag="")
 
 
 # Stamps
