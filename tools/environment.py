@@ -27,7 +27,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ROOT", "SCRIPT", "add", "enter", "enter_for_tests"]
+__all__ = ["ROOT", "SCRIPT", "enter", "enter_for_tests"]
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = f"tools/{Path(sys.argv[0]).name}"
@@ -73,17 +73,6 @@ def enter(name: str, *, groups: Sequence[str]) -> None:
     if os.name == "nt":  # where exec lets the shell go on before the script has ended
         sys.exit(subprocess.call(command))
     os.execv(python, command)  # noqa: S606 -- no shell is wanted
-
-
-def add(group: str) -> None:
-    """Install one more dependency group into the environment that this runs in, once."""
-    stamp = Path(sys.prefix) / f"{_STAMP}-{group}"
-    wanted = _stamp([group])
-    if stamp.exists() and stamp.read_text() == wanted:
-        return
-    _say(sys.prefix, _project()["dependency-groups"][group])
-    _expect(_pip(sys.executable, "install", "--group", group))
-    stamp.write_text(wanted)
 
 
 def _stamp(groups: Sequence[str]) -> str:
