@@ -5,11 +5,19 @@ The map of the house, from the top; each floor imports only what is below it:
     studies           the face to Optuna: upload, download, list, remove
     opening           `open_store`: from a path or URL to a store
     store             ContentStore: id -> ref -> manifest -> blobs
+    planning          a source as chunks and blobs
+    reading           verified bytes out of a backend
     cache             ArtifactCache: whole contents near this process
-    backends/         filesystem, memory: places that keep named bytes
+    backoff           Backoff: try again
+    backends/         filesystem, boto3, gcs, memory, foreign: places that keep named bytes
     bodies            what callers hand in, as bytes that can be read twice
-    names, records, manifest, chunking, digest       pure: bytes in, values out
+    parallel          one bounded pool of threads
+    knowledge         which names are known to be live
+    files, progress   steps on local files; telling how far a transfer is
+    records, manifest, chunking, names, digest       pure: bytes in, values out
     errors, protocols
+
+`testing` stands beside them: the conformance kit for whoever writes a backend.
 
 Every public name is loaded when it is first used: importing this package costs next to nothing.
 """
