@@ -159,9 +159,9 @@ class Backoff:
         """Look at a name."""
         return self._try(f"looking at {name}", lambda: self._backend.stat(name))
 
-    def read_range(self, name: str, start: int, length: int) -> bytes:
-        """Read a range."""
-        return self._try(f"reading {name}", lambda: self._backend.read_range(name, start, length))
+    def read_into(self, name: str, start: int, buffer: memoryview) -> int:
+        """Read a range; a try that broke off is begun again."""
+        return self._try(f"reading {name}", lambda: self._backend.read_into(name, start, buffer))
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """List; a listing that broke off begins again, and what was told is passed over."""

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import secrets
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -20,6 +21,7 @@ __all__ = [
     "BUFFER_SIZE",
     "check_target",
     "copy",
+    "fill",
     "give_name",
     "is_same_file",
     "publishing",
@@ -35,6 +37,8 @@ _MOST_PER_CALL = 2**30
 
 # What copy_file_range answers where it cannot be used: another file system (EXDEV), an old kernel
 # (ENOSYS), a file system that refuses (EINVAL, EOPNOTSUPP, EPERM in some containers).
+_seeking = threading.Lock()
+
 _CANNOT_COPY_RANGE = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}
 
 
@@ -47,10 +51,25 @@ def write(file: io.FileIO, piece: bytes | bytearray | memoryview) -> int:
         return done
 
 
-def write_at(file: io.FileIO, piece: bytes | bytearray | memoryview, offset: int) -> int:
-    """Write all of a piece to an unbuffered file, from an offset; returns its length."""
-    file.seek(offset)
-    return write(file, piece)
+def write_at(file: io.FileIO, piece: bytes | bytearray | memoryview, offset: int) -> None:
+    """Write all of a piece to an unbuffered file, from an offset; several threads may."""
+    if not hasattr(os, "pwrite"):  # Windows
+        with _seeking:
+            file.seek(offset)
+            write(file, piece)
+        return
+    with memoryview(piece) as rest:
+        done = 0
+        while done < len(rest):
+            done += os.pwrite(file.fileno(), rest[done : done + _MOST_PER_CALL], offset + done)
+
+
+def fill(reader: BinaryIO, buffer: memoryview) -> int:
+    """Read until a buffer is full or the reader has ended; returns how many bytes there were."""
+    done = 0
+    while done < len(buffer) and (count := reader.readinto(buffer[done:])):  # type: ignore[attr-defined]
+        done += count
+    return done
 
 
 def copy(source: BinaryIO, target: io.FileIO) -> int:

@@ -29,8 +29,9 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
-__all__ = ["ArtifactStore", "Backend", "Entry"]
+__all__ = ["ArtifactStore", "Backend", "Draft", "Drafting", "Entry"]
 
 
 class ArtifactStore(Protocol):
@@ -83,8 +84,11 @@ class Backend(ArtifactStore, Protocol):
         """Return what is under this name, or None; what is reported is as durable as a write."""
         ...
 
-    def read_range(self, name: str, start: int, length: int) -> bytes:
-        """Return `length` bytes from `start`, fewer only at the end; raises `ArtifactNotFound`."""
+    def read_into(self, name: str, start: int, buffer: memoryview) -> int:
+        """Fill a buffer with the bytes from `start`; raises `ArtifactNotFound`.
+
+        Returns how many there were: fewer than the buffer holds only at the end.
+        """
         ...
 
     def write_if_absent(self, name: str, content_body: BinaryIO) -> bool:
@@ -108,4 +112,31 @@ class Backend(ArtifactStore, Protocol):
 
         The target is whole before the source goes; an existing target is replaced.
         """
+        ...
+
+
+class Draft(Protocol):
+    """Bytes that lie in a backend already and have no name yet."""
+
+    def write(self, piece: memoryview) -> None:
+        """Add bytes at the end."""
+        ...
+
+    def publish(self, name: str, *, replace: bool = False) -> bool:
+        """Give the bytes a name, at once and as durably as a write; returns whether they got it.
+
+        Without `replace`, a name that is taken is left alone, as by `write_if_absent`.
+        """
+        ...
+
+
+@runtime_checkable
+class Drafting(Protocol):
+    """A backend, near by, that takes bytes before their name is known.
+
+    So a content is cut, hashed and stored in one pass. Elsewhere a name comes first.
+    """
+
+    def draft(self) -> AbstractContextManager[Draft]:
+        """Begin a draft; what was not published when the block ends is gone."""
         ...

@@ -5,38 +5,48 @@ whole has the digest of the content.
 Rule 2: a piece that reads wrong is read once more; twice wrong is `CorruptArtifact`.
 Rule 3: a name that is not live is looked for in the trash and read there, in place: readers write
 nothing and work with read-only credentials.
+Rule 4: pieces are read into a few buffers that are used again and again: memory is bounded by what
+is under way, and its pages are touched once (the first touch costs more than the reading).
 """
 
 from __future__ import annotations
 
 import io
 from bisect import bisect_right
+from contextlib import closing, suppress
 from dataclasses import dataclass
-from functools import partial
 from itertools import accumulate
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
 
 from casartifacts import errors, names
 from casartifacts.digest import Hasher, digest_of
 from casartifacts.errors import CorruptArtifact
 from casartifacts.manifest import Manifest
-from casartifacts.parallel import in_order, start
+from casartifacts.parallel import WORKERS, in_order
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from concurrent.futures import Future
+    from collections.abc import Callable, Generator, Iterator
 
     from casartifacts.protocols import Backend
 
-__all__ = ["PieceReader", "content", "find", "read", "whole"]
+__all__ = ["PieceReader", "bring", "content", "record"]
 
 _T = TypeVar("_T")
 
-# 4 MiB a range, four of them under way: 20 MiB of memory.
-_PIECE_SIZE = 4 * 2**20
-_AHEAD = 4
+# Where a request costs a round trip, few large ones: 4 MiB takes as long as 30 ms of latency at
+# 1 Gbit/s. Near by, what stays in the processor's cache while it is read, hashed and written.
+_PIECE_SIZE = 2**20
+_REMOTE_PIECE_SIZE = 4 * 2**20
 
-# No manifest is larger: 40 bytes per chunk of at least 64 KiB would be a content of 1.6 TiB.
+# Pieces under way; near by, one core reads and writes while the other hashes.
+_AHEAD = 2
+_REMOTE_AHEAD = WORKERS
+
+# Most records are smaller, and a reader makes room for all that it is asked for.
+_RECORD_PIECE_SIZE = 2**16
+
+# No record is larger: 40 bytes per chunk of at least 64 KiB would be a content of 1.6 TiB.
 _LARGEST_RECORD = 2**30
 
 
@@ -50,48 +60,34 @@ class _Piece:
     length: int
 
 
-def find(backend: Backend, name: str) -> str | None:
-    """Return where these bytes lie: under their own name, or in the trash; None if nowhere."""
-    if backend.stat(name) is not None:
-        return name
-    try:
-        runs = sorted(backend.list_folders(names.TRASH), reverse=True)
-    except io.UnsupportedOperation:
-        return None  # a place that cannot list has no trash
-    for run in runs:
-        if backend.stat(trashed := names.trashed(run, name)) is not None:
-            return trashed
-    return None
-
-
-def read(backend: Backend, name: str, *, start: int = 0, length: int = _LARGEST_RECORD) -> bytes:
-    """Read a range of what is under a name, live or in the trash.
+def record(backend: Backend, name: str, *, most: int = _LARGEST_RECORD) -> bytes:
+    """Return all that is under a live name, or its first `most` bytes and one more.
 
     Raises:
-        ArtifactNotFound: It is in neither.
+        ArtifactNotFound: There is nothing.
     """
-    try:
-        return backend.read_range(name, start, length)
-    except errors.ArtifactNotFound:
-        place = find(backend, name)
-        if place is None:
-            raise
-        return backend.read_range(place, start, length)
+    pieces = []
+    with closing(backend.open_reader(name)) as reader:
+        left = most + 1
+        while left > 0 and (piece := reader.read(min(left, _RECORD_PIECE_SIZE))):
+            pieces.append(piece)
+            left -= len(piece)
+    return b"".join(pieces)
 
 
-def content(backend: Backend, *, digest: str, size: int, is_small: bool) -> Iterator[bytes]:
-    """Yield the bytes of a content in order, verified.
+def content(backend: Backend, *, digest: str, size: int, is_small: bool) -> Iterator[memoryview]:
+    """Yield the bytes of a content in order, verified; each piece is good until the next.
 
     Raises:
         CorruptArtifact: They read wrong twice, or are not there.
     """
     if is_small:
-        yield _twice(lambda: _small_content(backend, digest, size))
+        yield memoryview(_small_content(backend, digest, size))
         return
     pieces = _Pieces(backend, _manifest(backend, digest, size))
     hasher = Hasher()
     done = 0
-    for piece in in_order(pieces.read, pieces, ahead=_AHEAD):
+    for piece in pieces.fetched(pieces.read_verified):
         hasher.update(piece)
         done += len(piece)
         if done == size and hasher.hexdigest() != digest:
@@ -102,40 +98,64 @@ def content(backend: Backend, *, digest: str, size: int, is_small: bool) -> Iter
         yield piece
 
 
-def whole(backend: Backend, *, digest: str, size: int, is_small: bool) -> Iterator[bytes]:
-    """Yield the bytes of a content in order; they are verified only when this ends.
+def bring(
+    backend: Backend,
+    *,
+    digest: str,
+    size: int,
+    is_small: bool,
+    write_at: Callable[[memoryview, int], object],
+    report: Callable[[int], object],
+) -> None:
+    """Hand the bytes of a content, by offset and in any order, to `write_at`, in several threads.
 
-    For callers that publish nothing before: one digest instead of two, beside their writing.
+    They are verified when this returns, so nothing of them is published before: one digest instead
+    of two. What reads wrong is brought once more, chunk by chunk, which says where it is wrong.
+
+    `report` is called with how many bytes are there.
 
     Raises:
-        CorruptArtifact: They are wrong, or are not there.
+        CorruptArtifact: They read wrong twice, or are not there.
     """
     if is_small:
-        yield from content(backend, digest=digest, size=size, is_small=True)
+        write_at(memoryview(_small_content(backend, digest, size)), 0)
+        report(size)
         return
     pieces = _Pieces(backend, _manifest(backend, digest, size))
+
+    def read_and_write(piece: _Piece, buffer: memoryview) -> None:
+        pieces.read(piece, buffer)
+        write_at(buffer, piece.offset)
+
     hasher = Hasher()
-    hashing: Future[object] | None = None
-    for piece in in_order(pieces.read_unverified, pieces, ahead=_AHEAD):
-        if hashing is not None:
-            hashing.result()
-        hashing = start(partial(hasher.update, piece))
-        yield piece
-    if hashing is not None:
-        hashing.result()
-    if hasher.hexdigest() != digest:
-        raise CorruptArtifact(f"Content {digest} reads as {hasher.hexdigest()} from {backend!r}")
+    done = 0
+    with suppress(CorruptArtifact), closing(pieces.fetched(read_and_write)) as fetched:
+        for piece in fetched:
+            hasher.update(piece)
+            done += len(piece)
+            report(done)
+    if hasher.hexdigest() == digest:
+        return
+    done = 0
+    for piece in content(backend, digest=digest, size=size, is_small=False):
+        write_at(piece, done)
+        done += len(piece)
+        report(done)
 
 
 def _manifest(backend: Backend, digest: str, size: int) -> Manifest:
     name = names.manifest(digest)
-    return _twice(lambda: Manifest.decode(_whole(backend, name), digest=digest, size=size))
+    return _twice(
+        lambda: Manifest.decode(
+            _needed(backend, name, lambda place: record(backend, place)), digest=digest, size=size
+        )
+    )
 
 
 class PieceReader(io.RawIOBase):
     """A forward reader over pieces of bytes; wrap it in `io.BufferedReader`."""
 
-    def __init__(self, pieces: Iterator[bytes]) -> None:
+    def __init__(self, pieces: Iterator[memoryview]) -> None:
         self._pieces = pieces
         self._rest = memoryview(b"")
         self._error: Exception | None = None
@@ -156,7 +176,7 @@ class PieceReader(io.RawIOBase):
                 raise
             if piece is None:
                 return 0
-            self._rest = memoryview(piece)
+            self._rest = piece
         count = min(len(buffer), len(self._rest))
         buffer[:count] = self._rest[:count]
         self._rest = self._rest[count:]
@@ -177,32 +197,78 @@ class _Pieces:
     def __init__(self, backend: Backend, manifest: Manifest) -> None:
         self._backend = backend
         self._manifest = manifest
+        self._longest = _REMOTE_PIECE_SIZE if backend.remote else _PIECE_SIZE
+        self._ahead = _REMOTE_AHEAD if backend.remote else _AHEAD
         # Where in the content each segment begins.
         self._starts = [0, *accumulate(part.length for part in manifest.segments)]
 
     def __iter__(self) -> Iterator[_Piece]:
         first = offset = length = 0
         for chunk, chunk_length in enumerate(self._manifest.chunks.lengths):
-            if length and length + chunk_length > _PIECE_SIZE:
+            if length and length + chunk_length > self._longest:
                 yield _Piece(first, chunk - first, offset, length)
                 first, offset, length = chunk, offset + length, 0
             length += chunk_length
         yield _Piece(first, len(self._manifest.chunks) - first, offset, length)
 
-    def read(self, piece: _Piece) -> bytes:
+    def fetched(self, act: Callable[[_Piece, memoryview], None]) -> Generator[memoryview]:
+        """Let `act` fill a buffer for each piece, some ahead; yield the buffers in order.
+
+        Each is filled anew after the next one was asked for.
+        """
+        size = max(self._longest, *self._manifest.chunks.lengths)
+        free: SimpleQueue[memoryview] = SimpleQueue()
+        for _ in range(self._ahead + 1):
+            free.put(memoryview(bytearray(size)))
+
+        def fetch(piece: _Piece) -> tuple[memoryview, int]:
+            buffer = free.get_nowait()
+            act(piece, buffer[: piece.length])
+            return buffer, piece.length
+
+        for buffer, length in in_order(fetch, self, ahead=self._ahead):
+            yield buffer[:length]
+            free.put(buffer)
+
+    def read_verified(self, piece: _Piece, buffer: memoryview) -> None:
         """Read a piece and verify its chunks."""
-        return _twice(lambda: self._read_once(piece))
+        _twice(lambda: self._read_once(piece, buffer))
 
-    def read_unverified(self, piece: _Piece) -> bytes:
+    def read(self, piece: _Piece, buffer: memoryview) -> None:
         """Read a piece as it is."""
-        return b"".join(self._ranges(piece))
+        at, end = piece.offset, piece.offset + piece.length
+        index = bisect_right(self._starts, at) - 1
+        while at < end:
+            part = self._manifest.segments[index]
+            inside = at - self._starts[index]
+            length = min(part.length - inside, end - at)
+            done = at - piece.offset
+            self._read_range(
+                self._manifest.blobs[part.blob][0],
+                part.start + inside,
+                buffer[done : done + length],
+            )
+            at += length
+            index += 1
 
-    def _read_once(self, piece: _Piece) -> bytes:
-        found = self.read_unverified(piece)
+    def _read_range(self, blob: str, start: int, buffer: memoryview) -> None:
+        name = names.blob(blob)
+        count = _needed(
+            self._backend, name, lambda place: self._backend.read_into(place, start, buffer)
+        )
+        if count != len(buffer):
+            raise CorruptArtifact(
+                f"{name} in {self._backend!r} ends at byte {start + count}, but content "
+                f"{self._manifest.digest} needs it up to byte {start + len(buffer)}. Nothing was "
+                "delivered; upload the content again or restore that name from a copy."
+            )
+
+    def _read_once(self, piece: _Piece, buffer: memoryview) -> None:
+        self.read(piece, buffer)
         at = 0
         for chunk in range(piece.chunk, piece.chunk + piece.count):
             length, expected = self._manifest.chunks[chunk]
-            got = Hasher(memoryview(found)[at : at + length]).digest()
+            got = Hasher(buffer[at : at + length]).digest()
             if got != expected:
                 raise CorruptArtifact(
                     f"Bytes {piece.offset + at} to {piece.offset + at + length} of content "
@@ -211,41 +277,45 @@ class _Pieces:
                     "content again or restore its blobs from a copy."
                 )
             at += length
-        return found
-
-    def _ranges(self, piece: _Piece) -> Iterator[bytes]:
-        at, end = piece.offset, piece.offset + piece.length
-        index = bisect_right(self._starts, at) - 1
-        while at < end:
-            part = self._manifest.segments[index]
-            inside = at - self._starts[index]
-            length = min(part.length - inside, end - at)
-            name = names.blob(self._manifest.blobs[part.blob][0])
-            yield _whole(self._backend, name, start=part.start + inside, length=length)
-            at += length
-            index += 1
 
 
 def _small_content(backend: Backend, digest: str, size: int) -> bytes:
-    # One byte more than there should be: a longer file is wrong too.
-    found = _whole(backend, names.blob(digest), length=size + 1)
+    return _twice(lambda: _small_content_once(backend, digest, size))
+
+
+def _small_content_once(backend: Backend, digest: str, size: int) -> bytes:
+    name = names.blob(digest)
+    # A longer file is wrong too.
+    found = _needed(backend, name, lambda place: record(backend, place, most=size))
     if (got := digest_of(found)) != digest:
         raise CorruptArtifact(
             f"Content {digest} ({size} bytes) reads wrong from {backend!r}: got {len(found)} bytes "
             f"with digest {got}. Nothing was delivered; upload it again or restore its blob "
-            f"{names.blob(digest)} from a copy."
+            f"{name} from a copy."
         )
     return found
 
 
-def _whole(backend: Backend, name: str, *, start: int = 0, length: int = _LARGEST_RECORD) -> bytes:
-    try:
-        return read(backend, name, start=start, length=length)
-    except errors.ArtifactNotFound as error:
-        raise CorruptArtifact(
-            f"{name} is neither live nor in the trash of {backend!r}, although a ref needs it. "
-            "Upload the content again or restore that name from a copy."
-        ) from error
+def _needed(backend: Backend, name: str, read: Callable[[str], _T]) -> _T:
+    """Read what a ref needs, where it is live, or else where it lies in the trash."""
+    missing: Exception | None = None
+    for place in _places(backend, name):
+        try:
+            return read(place)
+        except errors.ArtifactNotFound as error:
+            missing = error
+    raise CorruptArtifact(
+        f"{name} is neither live nor in the trash of {backend!r}, although a ref needs it. "
+        "Upload the content again or restore that name from a copy."
+    ) from missing
+
+
+def _places(backend: Backend, name: str) -> Iterator[str]:
+    yield name
+    # A place that cannot list has no trash.
+    with suppress(io.UnsupportedOperation):
+        for run in sorted(backend.list_folders(names.TRASH), reverse=True):
+            yield names.trashed(run, name)
 
 
 def _twice(attempt: Callable[[], _T]) -> _T:

@@ -204,7 +204,7 @@ class ContentStore:
             return self.backend.open_reader(artifact_id)  # a plain object of Optuna's
         if (cached := self._fetch(ref, None)) is not None:
             return cached
-        pieces = self._content(ref)
+        pieces = reading.content(self.backend, **self._where(ref))
         if self._is_small(ref):
             return io.BytesIO(next(pieces))
         return io.BufferedReader(reading.PieceReader(pieces), BUFFER_SIZE)
@@ -381,9 +381,6 @@ class ContentStore:
 
     # How a content is found
 
-    def _content(self, ref: Ref) -> Iterator[bytes]:
-        return reading.content(self.backend, **self._where(ref))
-
     def _where(self, ref: Ref) -> _Where:
         return {"digest": _digest_of(ref), "size": ref.size, "is_small": self._is_small(ref)}
 
@@ -393,29 +390,15 @@ class ContentStore:
         return ref.size <= limit
 
     def _bring(
-        self, ref: Ref, write_at: Callable[[bytes, int], object], progress: Progress | None
+        self, ref: Ref, write_at: Callable[[memoryview, int], object], progress: Progress | None
     ) -> None:
-        """Hand a content to `write_at`, piece by piece; it is verified when this returns.
-
-        What reads wrong is fetched once more, chunk by chunk, which says where it is wrong.
-        """
-        try:
-            self._hand(reading.whole(self.backend, **self._where(ref)), write_at, ref, progress)
-        except CorruptArtifact:
-            self._hand(self._content(ref), write_at, ref, progress)
-
-    def _hand(
-        self,
-        pieces: Iterator[bytes],
-        write_at: Callable[[bytes, int], object],
-        ref: Ref,
-        progress: Progress | None,
-    ) -> None:
-        done = 0
-        for piece in pieces:
-            write_at(piece, done)
-            done += len(piece)
-            _report(progress, done, ref.size)
+        """Hand a content to `write_at`; it is verified when this returns."""
+        reading.bring(
+            self.backend,
+            **self._where(ref),
+            write_at=write_at,
+            report=lambda done: _report(progress, done, ref.size),
+        )
 
     def _find_ref(self, artifact_id: str) -> Ref | None:
         body = self._read_ref(artifact_id)
@@ -431,7 +414,7 @@ class ContentStore:
 
     def _read_ref(self, artifact_id: str) -> bytes | None:
         try:
-            return self.backend.read_range(names.ref(artifact_id), 0, _LARGEST_REF)
+            return reading.record(self.backend, names.ref(artifact_id), most=_LARGEST_REF)
         except errors.ArtifactNotFound:
             return None
 
@@ -502,7 +485,7 @@ class ContentStore:
 
     def _read_record(self) -> StoreRecord | None:
         try:
-            body = self.backend.read_range(names.STORE_RECORD, 0, _LARGEST_REF)
+            body = reading.record(self.backend, names.STORE_RECORD, most=_LARGEST_REF)
         except errors.ArtifactNotFound:
             return None
         if self._record is None or self._record[0] != body:

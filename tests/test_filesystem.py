@@ -22,6 +22,7 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 
 from casartifacts.backends.filesystem import FileSystemArtifactStore
 from casartifacts.testing import Body
+from casartifacts.testing.expect import read_range
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +40,7 @@ def read(place: FileSystemArtifactStore, name: str) -> bytes:
 
 ACTS: dict[str, Act] = {
     "open_reader": read,
-    "read_range": lambda place, name: place.read_range(name, 0, 9),
+    "read_into": lambda place, name: read_range(place, name, 0, 9),
     "stat": lambda place, name: place.stat(name),
     "write": lambda place, name: place.write(name, io.BytesIO(b"written")),
     "write_if_absent": lambda place, name: place.write_if_absent(name, io.BytesIO(b"added")),
@@ -109,7 +110,7 @@ def test_an_empty_name_is_refused(tmp_path: Path) -> None:
 
 def test_a_name_too_long_for_a_file_is_missing(tmp_path: Path) -> None:
     place = FileSystemArtifactStore(tmp_path)
-    for act in ("open_reader", "read_range", "remove"):
+    for act in ("open_reader", "read_into", "remove"):
         with pytest.raises(ArtifactNotFound):
             ACTS[act](place, "x" * 300)
     assert place.stat("x" * 300) is None
@@ -120,10 +121,10 @@ def test_a_folder_is_no_artifact(tmp_path: Path) -> None:
     place.write("folder/x", io.BytesIO(b"x"))
     for name in ("folder", "folder/x/y"):
         assert place.stat(name) is None
-        for act in ("open_reader", "read_range", "remove"):
+        for act in ("open_reader", "read_into", "remove"):
             with pytest.raises(ArtifactNotFound, match=name):
                 ACTS[act](place, name)
-    assert place.read_range("folder/x", 0, 9) == b"x"
+    assert read_range(place, "folder/x", 0, 9) == b"x"
 
 
 @pytest.mark.parametrize("act", ["write", "write_if_absent"])

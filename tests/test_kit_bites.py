@@ -32,6 +32,7 @@ from casartifacts.testing import (
     Stream,
     checks,
 )
+from casartifacts.testing.expect import read_range
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -84,10 +85,12 @@ class Folder:
     def stat(self, name: str) -> Entry | None:
         return next((entry for entry in self.list("") if entry.name == name), None)
 
-    def read_range(self, name: str, start: int, length: int) -> bytes:
+    def read_into(self, name: str, start: int, buffer: memoryview) -> int:
         with self.open_reader(name) as reader:
             reader.seek(start)
-            return reader.read(length)
+            found = reader.read(len(buffer))
+        buffer[: len(found)] = found
+        return len(found)
 
     def list(self, prefix: str) -> Iterator[Entry]:
         for path in self.path.iterdir():
@@ -458,25 +461,38 @@ class ListsAnotherTime(Folder):
 
 @breaks("ranges_are_exact")
 class EndsTheRangeWhereItIsLong(Folder):
-    def read_range(self, name: str, start: int, length: int) -> bytes:
-        return super().read_range(name, start, max(length - start, 0))
+    def read_into(self, name: str, start: int, buffer: memoryview) -> int:
+        return super().read_into(name, start, buffer[: max(len(buffer) - start, 0)])
 
 
 @breaks("ranges_are_exact", meets=EOFError)
 class RefusesRangesBeyondTheEnd(Folder):
-    def read_range(self, name: str, start: int, length: int) -> bytes:
-        found = super().read_range(name, start, length)
-        if not found:
+    def read_into(self, name: str, start: int, buffer: memoryview) -> int:
+        count = super().read_into(name, start, buffer)
+        if not count:
             raise EOFError("416: range not satisfiable")
-        return found
+        return count
+
+
+@breaks("ranges_are_exact")
+class SaysThatTheBufferIsFull(Folder):
+    def read_into(self, name: str, start: int, buffer: memoryview) -> int:
+        super().read_into(name, start, buffer)
+        return len(buffer)
+
+
+@breaks("ranges_are_exact")
+class LeavesTheBufferAsItIs(Folder):
+    def read_into(self, name: str, start: int, buffer: memoryview) -> int:
+        return super().read_into(name, start, memoryview(bytearray(buffer)))
 
 
 @breaks("a_range_of_what_is_missing_is_loud")
 class ReadsNothingFromWhatIsMissing(Folder):
-    def read_range(self, name: str, start: int, length: int) -> bytes:
+    def read_into(self, name: str, start: int, buffer: memoryview) -> int:
         with contextlib.suppress(errors.ArtifactNotFound):
-            return super().read_range(name, start, length)
-        return b""
+            return super().read_into(name, start, buffer)
+        return 0
 
 
 @breaks("write_if_absent_writes_what_is_absent", "write_if_absent_of_the_same_bytes_keeps_them")
@@ -707,7 +723,7 @@ def everything_in(place: Backend) -> dict[str, bytes]:
 
 CALLS: dict[str, Callable[[Backend], object]] = {
     "open_reader": lambda place: read(place, "a/here"),
-    "read_range": lambda place: place.read_range("a/here", 0, 100),
+    "read_into": lambda place: read_range(place, "a/here", 0, 100),
     "write": lambda place: place.write("new", io.BytesIO(b"new")),
     "write_if_absent": lambda place: place.write_if_absent("new", io.BytesIO(b"new")),
     "remove": lambda place: place.remove("a/here"),
@@ -766,7 +782,7 @@ def test_a_place_says_written_and_has_nothing(
 def test_a_place_bends_what_is_read_and_what_is_written(
     kind: Kind, here: bytes, new: bytes, memory: MemoryArtifactStore
 ) -> None:
-    for method in ("open_reader", "read_range"):
+    for method in ("open_reader", "read_into"):
         with Plan(Fault(kind, on=method, names="a/h")) as plan:
             assert CALLS[method](plan.around(memory)) == here
     for method in ("write", "write_if_absent"):
@@ -776,7 +792,7 @@ def test_a_place_bends_what_is_read_and_what_is_written(
         memory.remove("new")
 
 
-@pytest.mark.parametrize("method", ["open_reader", "read_range"])
+@pytest.mark.parametrize("method", ["open_reader", "read_into"])
 def test_a_place_answers_with_the_bytes_of_another_name(
     method: str, memory: MemoryArtifactStore
 ) -> None:

@@ -62,9 +62,13 @@ class Watched(MemoryArtifactStore):
         self._note(f"stat {name}")
         return found
 
-    def read_range(self, name: str, start: int, length: int) -> bytes:
+    def open_reader(self, artifact_id: str) -> BinaryIO:
+        self._note(f"read {artifact_id}")
+        return super().open_reader(artifact_id)
+
+    def read_into(self, name: str, start: int, buffer: memoryview) -> int:
         self._note(f"read {name}")
-        return super().read_range(name, start, length)
+        return super().read_into(name, start, buffer)
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
         if self.before_trying_again is not None and artifact_id.startswith(names.REFS):

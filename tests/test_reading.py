@@ -250,9 +250,9 @@ def read_until(reader: BinaryIO, error: type[Exception], sizes: list[int]) -> by
 def test_what_reads_wrong_once_is_read_again(tiny: Tiny, prefix: str, kind: Kind) -> None:
     backend = MemoryArtifactStore()
     tiny(backend).write(ID, io.BytesIO(LARGE))
-    with Plan(Fault(kind, on="read_range", names=prefix, times=1)) as plan:
+    with Plan(Fault(kind, names=prefix, times=1)) as plan:
         assert get(ContentStore(plan.around(backend))) == LARGE
-    with Plan(Fault(kind, on="read_range", names=prefix)) as plan, pytest.raises(CorruptArtifact):
+    with Plan(Fault(kind, names=prefix)) as plan, pytest.raises(CorruptArtifact):
         get(ContentStore(plan.around(backend)))
 
 
@@ -260,7 +260,7 @@ def test_what_reads_wrong_once_is_read_again(tiny: Tiny, prefix: str, kind: Kind
 def test_an_error_of_the_place_reaches_the_reader(tiny: Tiny, prefix: str) -> None:
     backend = MemoryArtifactStore()
     tiny(backend).write(ID, io.BytesIO(LARGE))
-    with Plan(Fault("fail", on="read_range", names=prefix)) as plan:
+    with Plan(Fault("fail", names=prefix)) as plan:
         store = ContentStore(plan.around(backend))
         with pytest.raises(ConnectionResetError, match="planned"):
             get(store)
@@ -269,7 +269,7 @@ def test_an_error_of_the_place_reaches_the_reader(tiny: Tiny, prefix: str) -> No
 def test_an_error_of_the_place_is_no_end_of_the_content(tiny: Tiny) -> None:
     backend = MemoryArtifactStore()
     tiny(backend).write(ID, io.BytesIO(LARGE))
-    with Plan(Fault("fail", on="read_range", names="blobs/", every=6)) as plan:
+    with Plan(Fault("fail", on="read_into", names="blobs/", every=6)) as plan:
         store = ContentStore(plan.around(backend))
         with store.open_reader(ID) as reader:
             assert LARGE.startswith(read_until(reader, ConnectionResetError, [500]))

@@ -963,7 +963,7 @@ class Unreachable(MemoryArtifactStore):
     def open_reader(self, artifact_id: str) -> BinaryIO:
         raise AssertionError("a request was made")
 
-    def read_range(self, name: str, start: int, length: int) -> bytes:
+    def read_into(self, name: str, start: int, buffer: memoryview) -> int:
         raise AssertionError("a request was made")
 
     def stat(self, name: str) -> None:

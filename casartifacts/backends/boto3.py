@@ -16,7 +16,7 @@ import os
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from casartifacts import errors, names
-from casartifacts.backends.streaming import Guarded, Placed, stream_reader
+from casartifacts.backends.streaming import Guarded, Placed, fill, stream_reader
 from casartifacts.bodies import Range, take
 from casartifacts.protocols import Entry
 
@@ -166,21 +166,21 @@ class Boto3ArtifactStore:
             return None
         return Entry(name, answer["ContentLength"], _seconds(answer["LastModified"]))
 
-    def read_range(self, name: str, start: int, length: int) -> bytes:
+    def read_into(self, name: str, start: int, buffer: memoryview) -> int:
         """Read a range of an object."""
-        if length <= 0:
+        if not buffer:
             if self.stat(name) is None:
                 raise errors.not_found(name, self)
-            return b""
+            return 0
+        wanted = f"bytes={start}-{start + len(buffer) - 1}"
         try:
-            answer = self._call("get_object", name, Range=f"bytes={start}-{start + length - 1}")
+            answer = self._call("get_object", name, Range=wanted)
         except _client_error() as error:
             if _status(error) == 416:  # noqa: PLR2004 -- it begins behind the end
-                return b""
+                return 0
             raise
         with contextlib.closing(answer["Body"]) as body:
-            found: bytes = body.read()
-        return found
+            return fill(body.read, buffer)
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """Page through the objects below a prefix."""

@@ -19,6 +19,7 @@ import re
 import secrets
 import stat
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -26,7 +27,8 @@ from casartifacts import errors, files
 from casartifacts.protocols import Entry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import io
+    from collections.abc import Callable, Iterator
 
 __all__ = ["FileSystemArtifactStore"]
 
@@ -70,28 +72,16 @@ class FileSystemArtifactStore:
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
         """Write the body beside its place, then give it its name at once."""
-        path = self._path(artifact_id)
-        with self._unpublished(content_body) as (tmp, descriptor):
-            self._make_folder(path.parent)
-            try:
-                tmp.replace(path)
-            except FileNotFoundError:
-                if not files.is_same_file(path, descriptor):
-                    raise
-            self._sync_folder(path.parent)
+        self._path(artifact_id)  # refused before the body is touched
+        with self._drafted(content_body) as draft:
+            draft.publish(artifact_id, replace=True)
 
     def write_if_absent(self, name: str, content_body: BinaryIO) -> bool:
         """Write the body unless the name is taken; somebody else's file is synced, not replaced."""
         if self.stat(name) is not None:
             return False
-        path = self._path(name)
-        with self._unpublished(content_body) as (tmp, descriptor):
-            self._make_folder(path.parent)
-            if not files.give_name(tmp, path, descriptor):
-                self.stat(name)
-                return False
-            self._sync_folder(path.parent)
-        return True
+        with self._drafted(content_body) as draft:
+            return draft.publish(name)
 
     def remove(self, artifact_id: str) -> None:
         """Remove the file of this artifact."""
@@ -127,12 +117,11 @@ class FileSystemArtifactStore:
             self._sync_folder(path.parent)
         return Entry(name, found.st_size, found.st_mtime)
 
-    def read_range(self, name: str, start: int, length: int) -> bytes:
+    def read_into(self, name: str, start: int, buffer: memoryview) -> int:
         """Read a range of a file."""
         with self.open_reader(name) as reader:
             reader.seek(start)
-            # Not `length`: a reader makes room for all that it is asked for.
-            return reader.read(min(length, max(0, os.fstat(reader.fileno()).st_size - start)))
+            return files.fill(reader, buffer)
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """Walk the folder; what disappears meanwhile is passed over."""
@@ -195,32 +184,52 @@ class FileSystemArtifactStore:
             raise errors.invalid_artifact_id(artifact_id, "it is an absolute path")
         if ".." in parts:
             raise errors.invalid_artifact_id(artifact_id, "it contains '..'")
+        # "./a" and "a//b" are other names of "a" and "a/b".
+        parts = [part for part in parts if part not in {"", "."}]
+        if not parts:
+            raise errors.invalid_artifact_id(artifact_id, "it names the folder of the store itself")
         if parts[0].casefold() == _TMP:
             raise errors.invalid_artifact_id(artifact_id, "tmp/ holds what is not published yet")
-        path = self._base_path.joinpath(*parts)
-        if path == self._base_path:
-            raise errors.invalid_artifact_id(artifact_id, "it names the folder of the store itself")
-        return path
+        return self._base_path.joinpath(*parts)
 
     @contextlib.contextmanager
-    def _unpublished(self, content_body: BinaryIO) -> Iterator[tuple[Path, int]]:
-        """Write a body to a temporary file, whole and synced; it is gone when the block ends."""
+    def draft(self) -> Iterator[_Draft]:
+        """Begin a file in `tmp/` that gets its name when all of it is there."""
         folder = self._base_path / _TMP
         self._make_folder(folder)
         tmp = folder / secrets.token_hex(16)
         # Not tempfile: its mode 0600 would keep colleagues from reading a shared store.
         with tmp.open("xb", buffering=0) as file:
             try:
-                size = 0
-                while piece := content_body.read(files.BUFFER_SIZE):
-                    size += files.write(file, piece)
-                if (found := os.fstat(file.fileno()).st_size) != size:
-                    raise OSError(f"{tmp} has {found} bytes after {size} were written to it")
-                if self.durable:
-                    os.fsync(file.fileno())
-                yield tmp, file.fileno()
+                yield _Draft(file, partial(self._publish, tmp, file))
             finally:
                 tmp.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _drafted(self, content_body: BinaryIO) -> Iterator[_Draft]:
+        with self.draft() as draft:
+            while piece := content_body.read(files.BUFFER_SIZE):
+                draft.write(piece)
+            yield draft
+
+    def _publish(self, tmp: Path, file: io.FileIO, name: str, size: int, replace: bool) -> bool:  # noqa: FBT001 -- as `Draft.publish` hands it on
+        path = self._path(name)
+        if (found := os.fstat(file.fileno()).st_size) != size:
+            raise OSError(f"{tmp} has {found} bytes after {size} were written to it")
+        if self.durable:
+            os.fsync(file.fileno())
+        self._make_folder(path.parent)
+        if replace:
+            try:
+                tmp.replace(path)
+            except FileNotFoundError:
+                if not files.is_same_file(path, file.fileno()):
+                    raise
+        elif not files.give_name(tmp, path, file.fileno()):
+            self.stat(name)  # which syncs what somebody else has just published
+            return False
+        self._sync_folder(path.parent)
+        return True
 
     def _make_folder(self, folder: Path) -> None:
         """Make a folder and its parents, and sync the folders in which new ones appeared."""
@@ -241,6 +250,23 @@ class FileSystemArtifactStore:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+class _Draft:
+    """A file without a name: the one way in which anything gets into the folder."""
+
+    def __init__(self, file: io.FileIO, publish: Callable[[str, int, bool], bool]) -> None:
+        self._file = file
+        self._publish = publish
+        self._size = 0
+
+    def write(self, piece: bytes | memoryview) -> None:
+        """Add bytes at the end."""
+        self._size += files.write(self._file, piece)
+
+    def publish(self, name: str, *, replace: bool = False) -> bool:
+        """Sync the file, give it its name, sync the folder."""
+        return self._publish(name, self._size, replace)
 
 
 def _is_file(status: os.stat_result) -> bool:

@@ -25,7 +25,7 @@ import shutil
 import tempfile
 from typing import TYPE_CHECKING, BinaryIO, NoReturn, cast
 
-from casartifacts import errors, names
+from casartifacts import errors, files, names
 from casartifacts.protocols import Entry
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class ForeignBackend:
             return Entry(name, size, 0.0)
         return None
 
-    def read_range(self, name: str, start: int, length: int) -> bytes:
+    def read_into(self, name: str, start: int, buffer: memoryview) -> int:
         """Read forward to the range, then the range."""
         with self.open_reader(name) as reader:
             if reader.seekable():
@@ -109,7 +109,7 @@ class ForeignBackend:
             else:
                 while start and (passed := len(reader.read(min(start, _BUFFER_SIZE)))):
                     start -= passed
-            return reader.read(length)
+            return files.fill(reader, buffer)
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """Refuse: three methods do not tell what is there."""

@@ -14,12 +14,13 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote
 
 from casartifacts import errors, names
-from casartifacts.backends.streaming import Guarded, Placed, stream_reader
+from casartifacts.backends.streaming import Guarded, Placed, fill, stream_reader
 from casartifacts.bodies import Range, take
 from casartifacts.protocols import Entry
 
@@ -134,21 +135,21 @@ class GCSArtifactStore:
         found = self.bucket_obj.get_blob(self._placed.full_name(name), **self._options())
         return None if found is None else Entry(name, found.size, found.updated.timestamp())
 
-    def read_range(self, name: str, start: int, length: int) -> bytes:
+    def read_into(self, name: str, start: int, buffer: memoryview) -> int:
         """Read a range of an object."""
-        if length <= 0:
+        if not buffer:
             if self.stat(name) is None:
                 raise errors.not_found(name, self)
-            return b""
+            return 0
         from google.api_core.exceptions import RequestRangeNotSatisfiable
 
         try:
-            answer = self._get(name, {}, {"Range": f"bytes={start}-{start + length - 1}"})
+            wanted = {"Range": f"bytes={start}-{start + len(buffer) - 1}"}
+            answer = self._get(name, {}, wanted)
         except RequestRangeNotSatisfiable:
-            return b""  # it begins behind the end
+            return 0  # it begins behind the end
         with answer:
-            found: bytes = answer.raw.read(decode_content=False)
-        return found
+            return fill(partial(answer.raw.read, decode_content=False), buffer)
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """Page through the objects below a prefix."""

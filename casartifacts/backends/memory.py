@@ -72,9 +72,12 @@ class MemoryArtifactStore:
         found = self._named.get(name)
         return found and Entry(name, len(found[0]), found[1])
 
-    def read_range(self, name: str, start: int, length: int) -> bytes:
-        """Return a range of the bytes under a name."""
-        return self._find(name)[0][start : start + length]
+    def read_into(self, name: str, start: int, buffer: memoryview) -> int:
+        """Copy a range of the bytes under a name."""
+        with memoryview(self._find(name)[0]) as body:
+            found = body[start : start + len(buffer)]
+            buffer[: len(found)] = found
+            return len(found)
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """Yield the names below a prefix, in order."""

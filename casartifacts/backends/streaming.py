@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from casartifacts import names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from casartifacts.bodies import Range
 
-__all__ = ["Guarded", "Placed", "VersionedReader", "stream_reader"]
+__all__ = ["Guarded", "Placed", "VersionedReader", "fill", "stream_reader"]
 
 _BUFFER_SIZE = 2**20
+
+# 256 KiB: an SDK makes new memory for each read, which costs page faults above that.
+_READ_SIZE = 2**18
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,18 @@ class Guarded(io.RawIOBase):
             if self._raised is not None and error is not self._raised:
                 raise self._raised from error
             raise
+
+
+def fill(read: Callable[[int], bytes], buffer: memoryview) -> int:
+    """Fill a buffer from the body of an answer; returns how many bytes there were.
+
+    The end is read too, unless the buffer is full: it is where an SDK notices what is missing.
+    """
+    done = 0
+    while done < len(buffer) and (piece := read(min(_READ_SIZE, len(buffer) - done))):
+        buffer[done : done + len(piece)] = piece
+        done += len(piece)
+    return done
 
 
 class VersionedReader(io.BufferedReader):

@@ -25,6 +25,7 @@ from casartifacts.testing.expect import (
     expect_missing,
     expect_open,
     put,
+    read_range,
     some_bytes,
 )
 
@@ -82,24 +83,24 @@ def stat_tells_when_it_was_written(backend: Backend) -> None:
 
 @_check
 def ranges_are_exact(backend: Backend) -> None:
-    """`read_range` gives the bytes asked for, fewer only at the end."""
+    """`read_into` gives the bytes asked for, fewer only at the end."""
     body = some_bytes(100_000)
     put(backend, _NAME, body)
     put(backend, _OTHER_NAME, b"")
     inside = [(0, 1), (0, 100_000), (1, 99_999), (50_000, 7), (99_999, 1), (0, 0), (7, 0)]
     beyond = [(99_999, 2), (0, 100_001), (100_000, 1), (100_000, 0), (200_000, 10)]
     for start, length in inside + beyond:
-        found, right = backend.read_range(_NAME, start, length), body[start : start + length]
+        found, right = read_range(backend, _NAME, start, length), body[start : start + length]
         expect(found == right, f"{brief(right)} for {start}, {length}", brief(found))
-    found = backend.read_range(_OTHER_NAME, 0, 10)
+    found = read_range(backend, _OTHER_NAME, 0, 10)
     expect(found == b"", "nothing from an empty body", brief(found))
 
 
 @_check
 def a_range_of_what_is_missing_is_loud(backend: Backend) -> None:
-    """`read_range` raises `ArtifactNotFound`."""
-    expect_missing(lambda: backend.read_range(_NAME, 0, 1))
-    expect_missing(lambda: backend.read_range(_NAME, 0, 0))
+    """`read_into` raises `ArtifactNotFound`."""
+    expect_missing(lambda: read_range(backend, _NAME, 0, 1))
+    expect_missing(lambda: read_range(backend, _NAME, 0, 0))
 
 
 @_check

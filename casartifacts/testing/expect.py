@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.connection import Connection
 
-    from casartifacts.protocols import ArtifactStore
+    from casartifacts.protocols import ArtifactStore, Backend
 
 # Seconds after which a call that should take milliseconds is taken to hang.
 PATIENCE = 20.0
@@ -65,6 +65,14 @@ def read(store: ArtifactStore, name: str) -> bytes:
     """Read what is under a name, to its end."""
     with store.open_reader(name) as reader:
         return b"".join(iter(lambda: reader.read(65_536), b""))
+
+
+def read_range(backend: Backend, name: str, start: int, length: int) -> bytes:
+    """Return a range of what is under a name; the buffer for it is full of something before."""
+    buffer = bytearray(b"\xaa" * length)
+    count = backend.read_into(name, start, memoryview(buffer))
+    expect(0 <= count <= length, f"a count of at most {length}", count)
+    return bytes(buffer[:count])
 
 
 def look(store: ArtifactStore, name: str) -> bytes | None:

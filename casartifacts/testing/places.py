@@ -1,6 +1,6 @@
 """Places that go wrong as planned, for testing what stands above a backend.
 
-    with Plan(Fault("flip a bit", on="read_range", names="blobs/", every=3)) as plan:
+    with Plan(Fault("flip a bit", on="read_into", names="blobs/", every=3)) as plan:
         store = ContentStore(plan.around(backend))
         ...
 
@@ -39,7 +39,7 @@ Kind = Literal[
     "none",
 ]
 
-_READS = {"open_reader", "read_range"}
+_READS = {"open_reader", "read_into"}
 _WRITES = {"write", "write_if_absent"}
 _CHANGES = _WRITES | {"remove", "move"}
 _STRIKES: dict[Kind, set[str]] = {
@@ -243,10 +243,13 @@ class NastyPlace:
         self.plan.at("stat", name)
         return self.backend.stat(name)
 
-    def read_range(self, name: str, start: int, length: int) -> bytes:
+    def read_into(self, name: str, start: int, buffer: memoryview) -> int:
         """Read, as planned."""
-        fault = self.plan.at("read_range", name)
-        return fault.bent(self.backend.read_range(fault.name(name), start, length))
+        fault = self.plan.at("read_into", name)
+        count = self.backend.read_into(fault.name(name), start, buffer)
+        bent = fault.bent(bytes(buffer[:count]))
+        buffer[: len(bent)] = bent
+        return len(bent)
 
     def write_if_absent(self, name: str, content_body: BinaryIO) -> bool:
         """Write if absent, as planned."""
