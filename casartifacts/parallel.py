@@ -24,13 +24,16 @@ __all__ = ["WORKERS", "in_order", "start"]
 # 4-8 threads saturate boto3, which costs 2 ms of CPU per request under the GIL.
 WORKERS = max(4, min(8, os.cpu_count() or 1))
 
+# What hashes beside the workers that send; it must never wait for them.
+_HASHERS = 2
+
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(WORKERS, thread_name_prefix="casartifacts")
+    return ThreadPoolExecutor(WORKERS + _HASHERS, thread_name_prefix="casartifacts")
 
 
 if hasattr(os, "register_at_fork"):
@@ -48,15 +51,19 @@ def in_order(
 ) -> Iterator[_Out]:
     """Yield `function(item)` for each item in order, working on at most `ahead` at once.
 
-    Items are taken as there is room, so a generator of items runs beside the work. The first error
-    (of an item or of the items) is raised after everything that was started has ended.
+    That many are under way while a generator of items makes the next, and while a result is used.
+    The first error (of an item or of the items) is raised after everything that was started has
+    ended.
     """
     running: deque[Future[_Out]] = deque()
     try:
         for item in items:
-            if len(running) >= ahead:
-                yield running.popleft().result()
+            if len(running) < ahead:
+                running.append(_pool().submit(function, item))
+                continue
+            result = running.popleft().result()
             running.append(_pool().submit(function, item))
+            yield result
         while running:
             yield running.popleft().result()
     finally:

@@ -1,20 +1,22 @@
 """Reading a source for the second time: its chunks, and the blobs that it is stored as.
 
-One pass over the file, in which two threads work: this one cuts and hashes the chunks, another
-hashes blobs and the whole. The blobs are handed out while the pass goes on, so that they are sent
-beside it.
+One pass over the file, in which three threads share the work: one cuts and hashes the chunks, one
+hashes the whole, one hashes the blobs and, where the place is near, writes them at once. Elsewhere
+they are handed out while the pass goes on, so that they are sent beside it.
 
 Rule 1: the digest of the first pass is the truth. A file that gives another one now is refused,
 and no manifest is made.
 Rule 2: a blob ends where a chunk ends, so that no chunk lies in two blobs.
+Rule 3: what is hashed is what is written: the same bytes in the same buffer.
 """
 
 from __future__ import annotations
 
 from array import array
+from collections import deque
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from casartifacts.chunking import Cutter
 from casartifacts.digest import Hasher
@@ -29,11 +31,14 @@ if TYPE_CHECKING:
     from casartifacts.bodies import Source
     from casartifacts.chunking import ChunkerParameters
 
-__all__ = ["NewBlob", "Plan"]
+__all__ = ["NewBlob", "Plan", "Sink"]
 
 # 4 MiB, or two of the longest chunks: large enough that the work on it hides the cost of handing it
 # to a thread.
 _WINDOW_SIZE = 4 * 2**20
+
+# While two windows are worked on, the third is filled.
+_WINDOWS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +50,40 @@ class NewBlob:
     digest: str
 
 
+class Sink(Protocol):
+    """Takes the bytes of blobs as they come by; called by one thread at a time."""
+
+    def write(self, piece: memoryview) -> None:
+        """Take the next bytes of the blob, or the first ones."""
+        ...
+
+    def end(self, blob: NewBlob) -> None:
+        """Give the blob its name: all of its bytes have come."""
+        ...
+
+
 class Plan:
     """How a content is stored that nothing is known of.
 
     Iterate over it for its blobs; after the last one, `manifest()` tells how they make the content.
+
+    Args:
+        source, digest, size: The content.
+        chunker: How it is cut.
+        sink: Takes the blobs in the same pass; None if they are sent by whoever iterates.
     """
 
     def __init__(
-        self, source: Source, *, digest: str, size: int, chunker: ChunkerParameters
+        self,
+        source: Source,
+        *,
+        digest: str,
+        size: int,
+        chunker: ChunkerParameters,
+        sink: Sink | None = None,
     ) -> None:
         self._source = source
+        self._sink = sink
         self._digest = digest
         self._size = size
         self._chunker = chunker
@@ -81,26 +110,32 @@ class Plan:
         Raises:
             ContentChanged: The source is not what it was in the first pass.
         """
-        blobs = _BlobHasher()
-        working: Future[list[NewBlob]] | None = None
+        content = Hasher()
+        blobs = _Packer(self._sink)
+        hashing: Future[object] | None = None
+        packing: Future[list[NewBlob]] | None = None
         try:
             for window, lengths in self._windows():
-                if working is not None:
-                    yield from self._note(working.result())
-                working = start(partial(blobs.add, window, lengths))
+                if hashing is not None and packing is not None:
+                    hashing.result()
+                    yield from self._note(packing.result())
+                hashing = start(partial(content.update, window))
+                packing = start(partial(blobs.add, window, lengths))
                 at = 0
                 for length in lengths:
                     self._digests += Hasher(window[at : at + length]).digest()
                     at += length
                 self._lengths.extend(lengths)
-            if working is not None:
-                yield from self._note(working.result())
+            if hashing is not None and packing is not None:
+                hashing.result()
+                yield from self._note(packing.result())
             yield from self._note(blobs.finish())
         finally:
-            if working is not None:
-                working.exception()  # it works on a window that is about to go
-        if blobs.content.hexdigest() != self._digest:
-            raise _changed(self._digest, f"digest {blobs.content.hexdigest()}")
+            for working in (hashing, packing):
+                if working is not None:
+                    working.exception()  # it works on a window that is about to go
+        if content.hexdigest() != self._digest:
+            raise _changed(self._digest, f"digest {content.hexdigest()}")
 
     def _note(self, blobs: list[NewBlob]) -> list[NewBlob]:
         self._blobs += blobs
@@ -109,13 +144,12 @@ class Plan:
     def _windows(self) -> Iterator[tuple[memoryview, list[int]]]:
         """Yield stretches of the content with the lengths of the chunks in each."""
         cutter = Cutter(self._chunker)
-        # Two buffers in turn: while one is worked on, the other is filled.
         window_size = max(_WINDOW_SIZE, 2 * self._chunker.maximum)
-        buffers = [memoryview(bytearray(window_size)) for _ in range(2)]
+        buffers = deque(memoryview(bytearray(window_size)) for _ in range(_WINDOWS))
         rest = memoryview(b"")
         offset = 0
         while offset < self._size:
-            buffers.reverse()
+            buffers.rotate()
             window = buffers[0]
             window[: len(rest)] = rest
             filled = len(rest)
@@ -133,18 +167,17 @@ class Plan:
             offset += done
 
 
-class _BlobHasher:
-    """Hashes the whole, and packs chunks into blobs; called by one thread at a time."""
+class _Packer:
+    """Packs chunks into blobs; called by one thread at a time."""
 
-    def __init__(self) -> None:
-        self.content = Hasher()
-        self._blob = Hasher()
+    def __init__(self, sink: Sink | None) -> None:
+        self._sink = sink
+        self._hasher = Hasher()
         self._start = 0
         self._length = 0
 
     def add(self, window: memoryview, lengths: list[int]) -> list[NewBlob]:
         """Take the next chunks; return the blobs that are full."""
-        self.content.update(window)
         full = []
         begin = at = 0
         for length in lengths:
@@ -157,16 +190,20 @@ class _BlobHasher:
         return full
 
     def _take(self, piece: memoryview) -> None:
-        self._blob.update(piece)
+        self._hasher.update(piece)
         self._length += len(piece)
+        if self._sink is not None:
+            self._sink.write(piece)
 
     def finish(self) -> list[NewBlob]:
         """End the blob, if there is one."""
         if not self._length:
             return []
-        blob = NewBlob(self._start, self._length, self._blob.hexdigest())
+        blob = NewBlob(self._start, self._length, self._hasher.hexdigest())
+        if self._sink is not None:
+            self._sink.end(blob)
         self._start += self._length
-        self._length, self._blob = 0, Hasher()
+        self._length, self._hasher = 0, Hasher()
         return [blob]
 
 

@@ -118,7 +118,7 @@ class Backend(ArtifactStore, Protocol):
 class Draft(Protocol):
     """Bytes that lie in a backend already and have no name yet."""
 
-    def write(self, piece: memoryview) -> None:
+    def write(self, piece: bytes | memoryview) -> None:
         """Add bytes at the end."""
         ...
 

@@ -36,10 +36,10 @@ _T = TypeVar("_T")
 
 # Where a request costs a round trip, few large ones: 4 MiB takes as long as 30 ms of latency at
 # 1 Gbit/s. Near by, what stays in the processor's cache while it is read, hashed and written.
-_PIECE_SIZE = 2**20
+_PIECE_SIZE = 2 * 2**20
 _REMOTE_PIECE_SIZE = 4 * 2**20
 
-# Pieces under way; near by, one core reads and writes while the other hashes.
+# Pieces under way. Near by, more of them would only wait for each other at the file they write to.
 _AHEAD = 2
 _REMOTE_AHEAD = WORKERS
 

@@ -11,11 +11,12 @@ Rule 3: a failing cache is gone around; it never fails a read.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import sys
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, BinaryIO, TypedDict, cast
+from typing import TYPE_CHECKING, BinaryIO, Self, TypedDict, cast
 
 from casartifacts import errors, files, names, reading
 from casartifacts.bodies import Outgoing, take
@@ -24,8 +25,9 @@ from casartifacts.digest import BUFFER_SIZE, Hasher
 from casartifacts.errors import CasartifactsError, ContentChanged, CorruptArtifact, StoreMismatch
 from casartifacts.knowledge import Knowledge
 from casartifacts.manifest import smallest_size
-from casartifacts.parallel import WORKERS, in_order
+from casartifacts.parallel import in_order
 from casartifacts.planning import NewBlob, Plan
+from casartifacts.protocols import Drafting
 from casartifacts.records import Ref, StoreRecord
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
     from casartifacts.bodies import Source
     from casartifacts.cache import ArtifactCache
-    from casartifacts.protocols import Backend
+    from casartifacts.protocols import Backend, Draft
 
     Progress = Callable[[int, int], None]
 
@@ -300,9 +302,29 @@ class ContentStore:
 
     def _keep_blobs(self, upload: _Upload) -> tuple[bytes, list[str]]:
         """Store a content as blobs; return its manifest and what that names."""
-        plan = Plan(
-            upload.source, digest=upload.digest, size=upload.size, chunker=upload.record.chunker
-        )
+        backend = self.backend
+        with contextlib.ExitStack() as ending:
+            sink = None
+            if isinstance(backend, Drafting):
+                sink = ending.enter_context(_Drafts(backend, self._publish_draft))
+            plan = Plan(
+                upload.source,
+                digest=upload.digest,
+                size=upload.size,
+                chunker=upload.record.chunker,
+                sink=sink,
+            )
+            kept = []
+            done = 0
+            for blob in plan if sink is not None else self._sent(plan, upload):
+                kept.append(names.blob(blob.digest))
+                done += blob.length
+                upload.report(done)
+        upload.check_unchanged()
+        return plan.manifest().encode(), kept
+
+    def _sent(self, plan: Plan, upload: _Upload) -> Iterator[NewBlob]:
+        """Send the blobs of a plan beside its pass over the file."""
 
         def missing() -> Iterator[tuple[NewBlob, bool]]:
             # An upload that was interrupted goes on where it stopped: each blob is asked for, until
@@ -318,15 +340,15 @@ class ContentStore:
                 self._send_blob(blob, upload.source.read_at)
             return blob
 
-        kept = []
-        done = 0
-        # One worker is left for the plan itself, which goes on beside the uploads.
-        for blob in in_order(keep, missing(), ahead=WORKERS - 1):
-            kept.append(names.blob(blob.digest))
-            done += blob.length
-            upload.report(done)
-        upload.check_unchanged()
-        return plan.manifest().encode(), kept
+        return in_order(keep, missing())
+
+    def _publish_draft(self, draft: Draft, blob: NewBlob) -> None:
+        """Name a draft; a blob of another size, which a crash has cut, is replaced."""
+        name = names.blob(blob.digest)
+        asked_at = self._knowledge.now()
+        if not draft.publish(name) and not self._is_live(name, _exactly(blob.length)):
+            draft.publish(name, replace=True)
+        self._knowledge.learn(name, asked_at=asked_at)
 
     def _send_blob(self, blob: NewBlob, read_at: Callable[[int, int], bytes]) -> None:
         body = Outgoing(read_at, start=blob.start, length=blob.length, digest=blob.digest)
@@ -533,6 +555,35 @@ class _Upload:
     def report(self, done: int) -> None:
         """Say how many bytes are stored."""
         _report(self._progress, done, self.size)
+
+
+class _Drafts:
+    """Writes blobs where they are to lie, in the pass in which they are hashed."""
+
+    def __init__(self, backend: Drafting, publish: Callable[[Draft, NewBlob], None]) -> None:
+        self._backend = backend
+        self._publish = publish
+        self._ending = contextlib.ExitStack()
+        self._draft: Draft | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ending.close()
+
+    def write(self, piece: memoryview) -> None:
+        """Take the next bytes of the blob, or the first ones."""
+        if self._draft is None:
+            self._draft = self._ending.enter_context(self._backend.draft())
+        self._draft.write(piece)
+
+    def end(self, blob: NewBlob) -> None:
+        """Publish the blob."""
+        if self._draft is not None:
+            self._publish(self._draft, blob)
+        self._draft = None
+        self._ending.close()
 
 
 class _Where(TypedDict):

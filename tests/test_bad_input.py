@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from casartifacts.protocols import Backend, Entry
+    from casartifacts.protocols import Backend, Draft, Entry
 
     Tiny = Callable[[Backend], ContentStore]
 
@@ -248,11 +248,27 @@ class Meddled(FileSystemArtifactStore):
         self._note(f"stat {name}")
         return super().stat(name)
 
-    def write_if_absent(self, name: str, content_body: BinaryIO) -> bool:
+    @contextlib.contextmanager
+    def draft(self) -> Iterator[Draft]:
+        with super().draft() as draft:
+            yield MeddledDraft(draft, self._note)
+
+
+class MeddledDraft:
+    """A draft that tells when it is named."""
+
+    def __init__(self, draft: Draft, note: Callable[[str], None]) -> None:
+        self._draft = draft
+        self._note = note
+
+    def write(self, piece: bytes | memoryview) -> None:
+        self._draft.write(piece)
+
+    def publish(self, name: str, *, replace: bool = False) -> bool:
         self._note(f"add {name}")
-        written = super().write_if_absent(name, content_body)
+        published = self._draft.publish(name, replace=replace)
         self._note(f"added {name}")
-        return written
+        return published
 
 
 def overwrite_its_end(path: Path) -> None:

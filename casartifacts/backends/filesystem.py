@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import io
     from collections.abc import Callable, Iterator
 
+    from casartifacts.protocols import Draft
+
 __all__ = ["FileSystemArtifactStore"]
 
 # Seconds during which a name that somebody else published may not have reached the disk yet.
@@ -193,7 +195,7 @@ class FileSystemArtifactStore:
         return self._base_path.joinpath(*parts)
 
     @contextlib.contextmanager
-    def draft(self) -> Iterator[_Draft]:
+    def draft(self) -> Iterator[Draft]:
         """Begin a file in `tmp/` that gets its name when all of it is there."""
         folder = self._base_path / _TMP
         self._make_folder(folder)
@@ -206,7 +208,7 @@ class FileSystemArtifactStore:
                 tmp.unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def _drafted(self, content_body: BinaryIO) -> Iterator[_Draft]:
+    def _drafted(self, content_body: BinaryIO) -> Iterator[Draft]:
         with self.draft() as draft:
             while piece := content_body.read(files.BUFFER_SIZE):
                 draft.write(piece)
