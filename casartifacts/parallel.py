@@ -14,12 +14,12 @@ import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["WORKERS", "in_order", "start"]
+__all__ = ["WORKERS", "Beside", "in_order"]
 
 # 4-8 threads saturate boto3, which costs 2 ms of CPU per request under the GIL.
 WORKERS = max(4, min(8, os.cpu_count() or 1))
@@ -41,9 +41,29 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
-def start(function: Callable[[], _Out]) -> Future[_Out]:
-    """Start one thing; the caller must wait for it."""
-    return _pool().submit(function)
+class Beside(Generic[_Out]):
+    """One thing after another, beside the caller; when the block ends, nothing is under way."""
+
+    def __init__(self) -> None:
+        self._running: Future[_Out] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._running is not None:
+            self._running.exception()
+
+    def begin(self, function: Callable[[], _Out]) -> _Out | None:
+        """Begin the next thing when the one before has ended; returns the result of that one."""
+        result = self.end()
+        self._running = _pool().submit(function)
+        return result
+
+    def end(self) -> _Out | None:
+        """Wait for what was begun last and return its result; None if there is nothing."""
+        running, self._running = self._running, None
+        return None if running is None else running.result()
 
 
 def in_order(

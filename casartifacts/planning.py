@@ -13,7 +13,6 @@ Rule 3: what is hashed is what is written: the same bytes in the same buffer.
 from __future__ import annotations
 
 from array import array
-from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
@@ -22,11 +21,10 @@ from casartifacts.chunking import Cutter
 from casartifacts.digest import Hasher
 from casartifacts.errors import ContentChanged
 from casartifacts.manifest import BLOB_LIMIT, ChunkTable, Manifest, Segment
-from casartifacts.parallel import start
+from casartifacts.parallel import Beside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from concurrent.futures import Future
 
     from casartifacts.bodies import Source
     from casartifacts.chunking import ChunkerParameters
@@ -36,9 +34,6 @@ __all__ = ["NewBlob", "Plan", "Sink"]
 # 4 MiB, or two of the longest chunks: large enough that the work on it hides the cost of handing it
 # to a thread.
 _WINDOW_SIZE = 4 * 2**20
-
-# While two windows are worked on, the third is filled.
-_WINDOWS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,32 +107,25 @@ class Plan:
         """
         content = Hasher()
         blobs = _Packer(self._sink)
-        hashing: Future[object] | None = None
-        packing: Future[list[NewBlob]] | None = None
-        try:
+        hashing: Beside[object] = Beside()
+        packing: Beside[list[NewBlob]] = Beside()
+        with hashing, packing:
             for window, lengths in self._windows():
-                if hashing is not None and packing is not None:
-                    hashing.result()
-                    yield from self._note(packing.result())
-                hashing = start(partial(content.update, window))
-                packing = start(partial(blobs.add, window, lengths))
+                hashing.begin(partial(content.update, window))
+                yield from self._note(packing.begin(partial(blobs.add, window, lengths)))
                 at = 0
                 for length in lengths:
                     self._digests += Hasher(window[at : at + length]).digest()
                     at += length
                 self._lengths.extend(lengths)
-            if hashing is not None and packing is not None:
-                hashing.result()
-                yield from self._note(packing.result())
+            hashing.end()
+            yield from self._note(packing.end())
             yield from self._note(blobs.finish())
-        finally:
-            for working in (hashing, packing):
-                if working is not None:
-                    working.exception()  # it works on a window that is about to go
         if content.hexdigest() != self._digest:
             raise _changed(self._digest, f"digest {content.hexdigest()}")
 
-    def _note(self, blobs: list[NewBlob]) -> list[NewBlob]:
+    def _note(self, blobs: list[NewBlob] | None) -> list[NewBlob]:
+        blobs = blobs or []
         self._blobs += blobs
         return blobs
 
@@ -145,11 +133,12 @@ class Plan:
         """Yield stretches of the content with the lengths of the chunks in each."""
         cutter = Cutter(self._chunker)
         window_size = max(_WINDOW_SIZE, 2 * self._chunker.maximum)
-        buffers = deque(memoryview(bytearray(window_size)) for _ in range(_WINDOWS))
+        # Two buffers in turn: while one is worked on, the other is filled.
+        buffers = [memoryview(bytearray(window_size)) for _ in range(2)]
         rest = memoryview(b"")
         offset = 0
         while offset < self._size:
-            buffers.rotate()
+            buffers.reverse()
             window = buffers[0]
             window[: len(rest)] = rest
             filled = len(rest)

@@ -25,7 +25,7 @@ from casartifacts.digest import BUFFER_SIZE, Hasher
 from casartifacts.errors import CasartifactsError, ContentChanged, CorruptArtifact, StoreMismatch
 from casartifacts.knowledge import Knowledge
 from casartifacts.manifest import smallest_size
-from casartifacts.parallel import in_order
+from casartifacts.parallel import Beside, in_order
 from casartifacts.planning import NewBlob, Plan
 from casartifacts.protocols import Drafting
 from casartifacts.records import Ref, StoreRecord
@@ -529,12 +529,22 @@ class _Upload:
         hasher = Hasher()
         head = bytearray()
         size = 0
-        buffer = memoryview(bytearray(BUFFER_SIZE))
-        while count := source.read_into(buffer, size):
-            hasher.update(buffer[:count])
-            size += count
-            if size <= record.small_content_limit:
-                head += buffer[:count]
+        hashing: Beside[object] = Beside()
+        # Two buffers in turn: while one is hashed, the other is filled.
+        buffers = [memoryview(bytearray(BUFFER_SIZE)) for _ in range(2)]
+        with hashing:
+            while count := source.read_into(buffers[0], size):
+                piece = buffers[0][:count]
+                size += count
+                if size <= record.small_content_limit:
+                    head += piece
+                if count < BUFFER_SIZE:  # the only piece, or the last: no thread is worth it
+                    hashing.end()
+                    hasher.update(piece)
+                else:
+                    hashing.begin(partial(hasher.update, piece))
+                    buffers.reverse()
+            hashing.end()
         self.digest = hasher.hexdigest()
         self.size = size
         self.small = bytes(head) if size <= record.small_content_limit else None

@@ -6,13 +6,14 @@ import os
 import threading
 import time
 from collections.abc import Generator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casartifacts.parallel import WORKERS, in_order, start
+from casartifacts.parallel import WORKERS, Beside, in_order
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,9 +112,46 @@ def test_two_callers_share_the_pool_without_waiting_for_each_other_for_ever() ->
     assert not any(thread.is_alive() for thread in threads)
 
 
-def test_one_thing_can_be_started() -> None:
-    future = start(lambda: threading.current_thread().name)
-    assert future.result(10).startswith("casartifacts")
+@given(st.lists(st.integers(0, 3), max_size=12))
+def test_one_thing_after_another_is_done_beside_the_caller(items: list[int]) -> None:
+    work = Work()
+    beside: Beside[int] = Beside()
+    with beside:
+        results = [beside.begin(partial(work, item)) for item in items] + [beside.end()]
+        assert beside.end() is None
+    assert results == [None, *items]
+    assert work.most <= 1
+
+
+def test_it_is_done_by_a_thread_of_the_pool() -> None:
+    beside: Beside[str] = Beside()
+    with beside:
+        beside.begin(lambda: threading.current_thread().name)
+        assert str(beside.end()).startswith("casartifacts")
+
+
+def test_an_error_of_one_thing_comes_before_the_next_is_begun() -> None:
+    work = Work()
+    beside: Beside[int] = Beside()
+    with beside:
+        beside.begin(partial(work, -3))
+        with pytest.raises(OSError, match="planned: -3"):
+            beside.begin(partial(work, 1))
+        assert (work.ended, beside.end()) == (1, None)
+
+
+def test_nothing_is_under_way_when_a_block_ends_with_an_error() -> None:
+    work = Work()
+    beside: Beside[int] = Beside()
+
+    def fail() -> None:
+        with beside:
+            beside.begin(partial(work, 30))
+            raise ValueError("planned")
+
+    with pytest.raises(ValueError, match="planned"):
+        fail()
+    assert (work.running, work.ended) == (0, 1)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
