@@ -28,11 +28,14 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from optuna.artifacts import ArtifactMeta, Backoff, Boto3ArtifactStore, GCSArtifactStore
+    from optuna.artifacts import ArtifactMeta
     from optuna.artifacts.exceptions import ArtifactNotFound
 
+    from casartifacts.backends.boto3 import Boto3ArtifactStore
     from casartifacts.backends.filesystem import FileSystemArtifactStore
+    from casartifacts.backends.gcs import GCSArtifactStore
     from casartifacts.backends.memory import MemoryArtifactStore
+    from casartifacts.backoff import Backoff
     from casartifacts.cache import ArtifactCache
     from casartifacts.errors import CorruptArtifact
     from casartifacts.opening import open_store
@@ -69,12 +72,12 @@ _HOMES = {
     "ArtifactCache": "casartifacts.cache",
     "ArtifactMeta": "optuna.artifacts",
     "ArtifactNotFound": "casartifacts.errors",
-    "Backoff": "optuna.artifacts",
-    "Boto3ArtifactStore": "optuna.artifacts",
+    "Backoff": "casartifacts.backoff",
+    "Boto3ArtifactStore": "casartifacts.backends.boto3",
     "ContentStore": "casartifacts.store",
     "CorruptArtifact": "casartifacts.errors",
     "FileSystemArtifactStore": "casartifacts.backends.filesystem",
-    "GCSArtifactStore": "optuna.artifacts",
+    "GCSArtifactStore": "casartifacts.backends.gcs",
     "MemoryArtifactStore": "casartifacts.backends.memory",
     "download_artifact": "casartifacts.studies",
     "get_all_artifact_meta": "casartifacts.studies",
