@@ -33,11 +33,9 @@ from click.core import ParameterSource
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from optuna.study import Study
-    from optuna.trial import Trial
-
     from casartifacts.records import Ref
     from casartifacts.store import ContentStore
+    from casartifacts.studies import StudyOrTrial
 
 __all__ = ["main"]
 
@@ -88,7 +86,7 @@ class _Settings:
         if self.debug:
             raise error
         message = _message(error)
-        if about not in message:
+        if about and repr(about) not in message and not message.startswith(f"{about}: "):
             message = f"{about}: {message}"
         click.echo(f"casartifacts: {_printable(message)}", err=True)
         self.failed = True
@@ -232,7 +230,7 @@ def _of_a_study(function: _F) -> _F:
 
 def _study_or_trial(
     study: str | None, storage: str | None, trial: int | None
-) -> Study | Trial | None:
+) -> StudyOrTrial | None:
     """Open what the options name; None if they name nothing."""
     source = click.get_current_context().get_parameter_source("storage")
     if study is None:
@@ -299,8 +297,9 @@ def upload(
 def download(settings: _Settings, artifact_id: str, target: str | None, *, force: bool) -> None:
     """Bring an artifact to a file, verified.
 
-    The file TARGET is whole or absent, whatever happens. TARGET may be a folder: the file in it then has the name that the artifact was uploaded with, as
-    it has in the current folder without TARGET. TARGET - is standard output.
+    The file TARGET is whole or absent, whatever happens. TARGET may be a folder: the file in it
+    then has the name that the artifact was uploaded with, as it has in the current folder without
+    TARGET. TARGET - is standard output.
     """
     store = settings.open()
     with settings.trying(artifact_id):
@@ -395,7 +394,8 @@ def stat(settings: _Settings, artifact_id: str, *, as_json: bool) -> None:
 def rm(settings: _Settings, artifact_ids: tuple[str, ...]) -> None:
     """Remove artifacts from the store.
 
-    Content that other artifacts share stays. A study goes on listing them, because Optuna deletes no attributes.
+    Content that other artifacts share stays. A study goes on listing them, because Optuna deletes
+    no attributes.
     """
     store = settings.open()
     for artifact_id in artifact_ids:
@@ -422,7 +422,7 @@ def _stored(settings: _Settings, store: ContentStore) -> Iterator[dict[str, Any]
 
 
 def _listed(
-    settings: _Settings, store: ContentStore | None, owner: Study | Trial
+    settings: _Settings, store: ContentStore | None, owner: StudyOrTrial
 ) -> Iterator[dict[str, Any]]:
     """Yield what a study or trial lists, with what the store knows of it."""
     from casartifacts import errors, studies

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from casartifacts.protocols import ArtifactStore
     from casartifacts.store import ContentStore
 
+    StudyOrTrial = Study | Trial
+
 __all__ = [
     "download_artifact",
     "get_all_artifact_meta",
@@ -292,7 +294,7 @@ def guess_type(filename: str) -> tuple[str | None, str | None]:
 
 def load_study_or_trial(
     *, storage: str, study_name: str, trial_number: int | None = None
-) -> Study | Trial:
+) -> StudyOrTrial:
     """Open a study that exists, or one of its trials, by the names that a command line has.
 
     Args:
