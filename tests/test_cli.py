@@ -279,6 +279,11 @@ def test_a_file_name_leads_nowhere_and_commands_no_terminal(
         assert all(line.isprintable() for line in inner.out(*verb).split("\n"))
 
 
+def test_an_error_commands_no_terminal_either(shell: Shell) -> None:
+    _, lines = shell.run("upload", "no\x1b[2J\nfile", code=1)
+    assert lines == [r"casartifacts: no\x1b[2J file: No such file or directory"]
+
+
 # Studies
 
 
