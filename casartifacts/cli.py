@@ -85,15 +85,12 @@ class _Settings:
         """Tell an error in one line, and remember that there was one."""
         if self.debug:
             raise error
-        message = _message(error)
-        if about and repr(about) not in message and not message.startswith(f"{about}: "):
-            message = f"{about}: {message}"
-        click.echo(f"casartifacts: {_printable(message)}", err=True)
+        click.echo(f"casartifacts: {_printable(_message(error, about))}", err=True)
         self.failed = True
 
 
-def _message(error: Exception) -> str:
-    """Say in one line what an error says, with its notes."""
+def _message(error: Exception, about: str) -> str:
+    """Say in one line what an error says, with its notes and what it is about."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         message = f"{os.fsdecode(error.filename)}: {error.strerror}"
     else:
@@ -102,12 +99,11 @@ def _message(error: Exception) -> str:
     if type(error).__module__ == "builtins" and not is_plain:
         # Such an error is seldom meant for people: it may be a defect.
         message = f"{type(error).__name__}: {message} (--debug shows where)"
-    lines = [line.strip() for part in (message, *_notes(error)) for line in part.splitlines()]
+    if about and repr(about) not in message and not message.startswith(f"{about}: "):
+        message = f"{about}: {message}"
+    parts = [message, *getattr(error, "__notes__", [])]
+    lines = [line.strip() for part in parts for line in part.splitlines()]
     return " ".join(filter(None, lines))
-
-
-def _notes(error: Exception) -> list[str]:
-    return getattr(error, "__notes__", [])
 
 
 def _note(context: click.Context, option: click.Parameter, value: object) -> None:
@@ -408,17 +404,18 @@ def rm(settings: _Settings, artifact_ids: tuple[str, ...]) -> None:
 
 def _stored(settings: _Settings, store: ContentStore) -> Iterator[dict[str, Any]]:
     """Yield the refs of a store; damaged ones are told, and left out."""
-    is_empty = True
-    for ref in store.refs(damaged=settings.complain):
-        is_empty = False
-        yield asdict(ref)
     from casartifacts import names
 
-    if is_empty and not settings.failed and store.backend.stat(names.STORE_RECORD) is None:
-        raise FileNotFoundError(
-            f"There is no store in {store.backend!r}: is --store right? The first upload makes one."
-            " What Optuna stored there as plain objects is listed by its study: --study."
-        )
+    with settings.trying(settings.store or ""):
+        is_empty = True
+        for ref in store.refs(damaged=settings.complain):
+            is_empty = False
+            yield asdict(ref)
+        if is_empty and store.backend.stat(names.STORE_RECORD) is None:
+            raise FileNotFoundError(
+                "There is no store here: is --store right? The first upload makes one. "
+                "What Optuna stored as plain objects is listed by its study: --study."
+            )
 
 
 def _listed(

@@ -361,7 +361,7 @@ ERRORS = {
     "download ../x out": r"Invalid artifact_id: '\.\./x' \(it contains '\.\.'\)",
     "stat nope": "Artifact 'nope' was not found in .*",
     "rm nope": "Artifact 'nope' was not found in .*",
-    "ls --store nowhere": r"There is no store in File.*\('nowhere'\): is --store right\? .*",
+    "ls --store nowhere": r"nowhere: There is no store here: is --store right\? .*",
     f"ls {STUDY} --trial 7": "Study 'digits' has no trial 7: it has 1 trials, numbered from 0",
     "ls --study x --storage study.db": "There is no study 'x' in this storage, .* 'digits'",
     "ls --study x --storage sqlite:///no.db": r"no\.db: No such file or directory",
