@@ -109,11 +109,22 @@ class Ref:
             StoreMismatch: It is of another format.
         """
         where = f"the ref of artifact {artifact_id!r} in {place!r}"
+        record = cls.decode_any(body, where)
+        if record.artifact_id != artifact_id:
+            raise CorruptArtifact(f"{where} says that it belongs to {record.artifact_id!r}")
+        return record
+
+    @classmethod
+    def decode_any(cls, body: bytes, where: str) -> Ref:
+        """Read a ref of which only its place is known; whose it is, the caller checks.
+
+        Raises:
+            CorruptArtifact: It is damaged.
+            StoreMismatch: It is of another format.
+        """
         found = _decode(cls, body, where, extra=("format",))
         del found["format"]
         record = cls(**found)
-        if record.artifact_id != artifact_id:
-            raise CorruptArtifact(f"{where} says that it belongs to {record.artifact_id!r}")
         if record.digest is None or not is_digest(record.digest) or record.size < 0:
             raise CorruptArtifact(f"{where} names no content: {record}")
         return record

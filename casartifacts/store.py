@@ -280,6 +280,31 @@ class ContentStore:
             uploaded_at=datetime.fromtimestamp(plain.modified, UTC).isoformat(),
         )
 
+    def refs(self, *, damaged: Callable[[CorruptArtifact], None] | None = None) -> Iterator[Ref]:
+        """Yield the ref of every artifact, in no order; each costs a request.
+
+        What is uploaded or removed meanwhile may be missing. Artifacts that Optuna stored as plain
+        objects have no ref.
+
+        Args:
+            damaged: Called for each ref that is damaged, instead of raising the first of them.
+
+        Raises:
+            CorruptArtifact: A ref is damaged.
+            StoreMismatch: The store, or a ref, is of another format.
+            UnsupportedOperation: The backend cannot list what it has (the class of `io`).
+        """
+        self._read_record()  # it stops at a format that is not known here
+        for found in in_order(
+            self._listed_ref, (entry.name for entry in self.backend.list(names.REFS))
+        ):
+            if isinstance(found, Ref):
+                yield found
+            elif found is not None:
+                if damaged is None:
+                    raise found
+                damaged(found)
+
     # How a content becomes live
 
     def _keep(self, upload: _Upload) -> str:
@@ -432,6 +457,21 @@ class ContentStore:
                 f"The ref of artifact {artifact_id!r} in {self.backend!r} leads to another content,"
                 f" {ref.digest}. Nothing was delivered."
             )
+        return ref
+
+    def _listed_ref(self, name: str) -> Ref | CorruptArtifact | None:
+        """Read what lies under a name in refs/; None if it was removed since it was listed."""
+        where = f"{name} in {self.backend!r}"
+        try:
+            ref = Ref.decode_any(self.backend.read_range(name, 0, _LARGEST_REF), where)
+        except errors.ArtifactNotFound:
+            return None
+        except CorruptArtifact as error:
+            return error
+        if names.ref(ref.artifact_id) != name:
+            return CorruptArtifact(f"{where} says that it belongs to {ref.artifact_id!r}")
+        if names.digest_in(ref.artifact_id) not in {None, ref.digest}:
+            return CorruptArtifact(f"{where} leads to another content, {ref.digest}")
         return ref
 
     def _read_ref(self, artifact_id: str) -> bytes | None:

@@ -43,12 +43,16 @@ if TYPE_CHECKING:
     from casartifacts.protocols import ArtifactStore
     from casartifacts.store import ContentStore
 
+    StudyOrTrial = Study | Trial
+
 __all__ = [
     "download_artifact",
     "get_all_artifact_meta",
     "guess_type",
+    "load_study_or_trial",
     "remove_artifact",
     "storage_fingerprint",
+    "store_file",
     "upload_artifact",
 ]
 
@@ -71,6 +75,12 @@ _LONGEST_ATTRIBUTE = 65_535
 
 # An id is as long as this when the metadata is tried for its length: digest, dash, 128 bits.
 _SAMPLE_ID = "0" * 97
+
+# How an SQLite file begins.
+_SQLITE = b"SQLite format 3\0"
+
+# How many studies an error names.
+_MOST_TOLD = 5
 
 # Each round but the first means that a storage took over an hour to answer.
 _ROUNDS = 5
@@ -149,22 +159,40 @@ def upload_artifact(
     _check_store(artifact_store)
     listing = _listing(study_or_trial, storage)
     path = Path(os.fsdecode(file_path))
-    name = path.name if filename is None else _checked_filename(filename)
-    guessed_type, guessed_encoding = guess_type(name)
-    described = _Description(
-        filename=name,
-        mimetype=mimetype or guessed_type or _UNKNOWN_TYPE,
-        encoding=encoding or guessed_encoding,
-    )
-    described.check()
+    described = _describe(path, filename=filename, mimetype=mimetype, encoding=encoding)
     listing.check_updatable()
-    with _open_content(path) as body, reporting(progress, label=name) as report:
+    with _open_content(path) as body, reporting(progress, label=described.filename) as report:
         if _is_content_store(artifact_store):
             return _add(artifact_store, body, described, listing, report)
         artifact_id = str(uuid.uuid4())
         _write(artifact_store, artifact_id, body, report)
         listing.add(artifact_id, described)
         return artifact_id
+
+
+def store_file(
+    *,
+    artifact_store: ContentStore,
+    file_path: str | os.PathLike[str],
+    filename: str | None = None,
+    progress: bool | Report | None = None,
+) -> str:
+    """Store a file that no study lists, with the description that `upload_artifact` would list.
+
+    Raises:
+        FileNotFoundError, PermissionError, IsADirectoryError: There is no file to read.
+        ValueError: The file name cannot be listed.
+    """
+    path = Path(os.fsdecode(file_path))
+    described = _describe(path, filename=filename)
+    with _open_content(path) as body, reporting(progress, label=described.filename) as report:
+        return artifact_store.add(
+            body,
+            filename=described.filename,
+            mimetype=described.mimetype,
+            encoding=described.encoding,
+            progress=report,
+        )
 
 
 def download_artifact(
@@ -264,6 +292,68 @@ def guess_type(filename: str) -> tuple[str | None, str | None]:
     return _FIXED_TYPES.get(path.suffix.lower(), mimetype), encoding
 
 
+def load_study_or_trial(
+    *, storage: str, study_name: str, trial_number: int | None = None
+) -> StudyOrTrial:
+    """Open a study that exists, or one of its trials, by the names that a command line has.
+
+    Args:
+        storage: A database URL, a journal file, a Redis URL (as `optuna --storage` takes them), or
+            an SQLite file. None of them is made.
+        study_name: The study.
+        trial_number: The trial; None for the study itself.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: There is no such study or trial.
+    """
+    from optuna.pruners import NopPruner
+    from optuna.samplers import RandomSampler
+    from optuna.study import Study
+    from optuna.trial import Trial
+
+    opened = _open_storage(storage)
+    # A Trial asks its study's sampler and pruner when it is made; these two write nothing.
+    try:
+        study = Study(study_name, opened, sampler=RandomSampler(), pruner=NopPruner())
+    except KeyError:
+        known = sorted(found.study_name for found in opened.get_all_studies())
+        told = ", ".join(map(repr, known[:_MOST_TOLD])) + ", ..." * (len(known) > _MOST_TOLD)
+        raise ValueError(
+            f"There is no study {study_name!r} in this storage, which has {told or 'none'}"
+        ) from None
+    if trial_number is None:
+        return study
+    try:
+        trial_id = opened.get_trial_id_from_study_id_trial_number(study._study_id, trial_number)
+    except KeyError:
+        raise ValueError(
+            f"Study {study_name!r} has no trial {trial_number}: it has "
+            f"{opened.get_n_trials(study._study_id)} trials, numbered from 0"
+        ) from None
+    return Trial(study, trial_id)
+
+
+def _open_storage(storage: str) -> BaseStorage:
+    from optuna.storages import JournalStorage, get_storage
+    from optuna.storages.journal import JournalFileBackend, JournalRedisBackend
+    from sqlalchemy.engine import make_url
+
+    if storage.startswith(("redis://", "rediss://")):
+        return JournalStorage(JournalRedisBackend(storage))
+    if "://" not in storage:
+        with Path(storage).open("rb") as file:
+            is_sqlite = file.read(len(_SQLITE)) == _SQLITE
+        if not is_sqlite:
+            return JournalStorage(JournalFileBackend(storage))
+        storage = f"sqlite:///{storage}"
+    parsed = make_url(storage)
+    name = parsed.database or ""
+    if parsed.get_backend_name() == "sqlite" and name and not name.startswith("file:"):
+        Path(name).open("rb").close()  # else SQLite would make an empty one
+    return get_storage(storage)
+
+
 def storage_fingerprint(storage: BaseStorage) -> str | None:
     """Return what tells an Optuna storage from all others, in every process and without secrets.
 
@@ -311,6 +401,24 @@ def _journal(path: str) -> list[str] | None:
     except OSError:
         return None
     return ["journal", os.path.realpath(path), digest_of(first)] if first else None
+
+
+def _describe(
+    path: Path,
+    *,
+    filename: str | None,
+    mimetype: str | None = None,
+    encoding: str | None = None,
+) -> _Description:
+    name = path.name if filename is None else _checked_filename(filename)
+    guessed_type, guessed_encoding = guess_type(name)
+    described = _Description(
+        filename=name,
+        mimetype=mimetype or guessed_type or _UNKNOWN_TYPE,
+        encoding=encoding or guessed_encoding,
+    )
+    described.check()
+    return described
 
 
 @dataclass(frozen=True, slots=True)

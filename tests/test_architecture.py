@@ -28,6 +28,8 @@ PACKAGE = Path(casartifacts.__file__).parent
 # From the top; a module imports only from rows below its own. "" is the package itself.
 FLOORS = [
     {""},
+    {"__main__"},
+    {"cli"},
     {"studies"},
     {"opening"},
     {"store"},
@@ -60,6 +62,7 @@ LIBRARIES = {
     "blake3": {"digest"},
     "boto3": {"backends.boto3"},
     "botocore": {"backends.boto3"},
+    "click": {"cli"},
     "diskcache": {"cache"},
     "google": {"backends.gcs"},
     "importlib": {""},  # an import that cannot be read here

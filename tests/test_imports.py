@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import optuna.artifacts
 import pytest
 
 import casartifacts
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # Loading any of these costs a second or more.
 HEAVY = ["optuna", "optuna.artifacts", "boto3", "botocore", "google.cloud", "numpy", "sqlalchemy"]
@@ -39,6 +44,31 @@ backend.write("casartifacts.json", io.BytesIO(StoreRecord(durable=True).encode()
 store = ContentStore(backend)
 for body in (b"small", bytes(3_000_000)):
     assert store.open_reader(store.add(io.BytesIO(body))).read() == body
+"""
+    assert loaded_by(script) == set()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["ls", "--help"], ["ls"], ["upload", sys.executable], ["stat", "ARTIFACT"]],
+    ids=" ".join,
+)
+def test_the_command_line_loads_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
+    store = casartifacts.open_store(tmp_path)
+    artifact_id = store.add(io.BytesIO(b"abc"))
+    words = ["casartifacts", *arguments]
+    script = f"""
+import os, sys
+out, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+os.dup2(null, 1)
+os.environ["CASARTIFACTS_STORE"] = {str(tmp_path)!r}
+sys.argv = {[artifact_id if word == "ARTIFACT" else word for word in words]!r}
+from casartifacts.cli import main
+try:
+    main()
+except SystemExit as ended:
+    assert not ended.code
+os.dup2(out, 1)
 """
     assert loaded_by(script) == set()
 

@@ -26,10 +26,12 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 
 from casartifacts import names
 from casartifacts.backends.filesystem import FileSystemArtifactStore
+from casartifacts.backends.foreign import ForeignBackend
 from casartifacts.backends.memory import MemoryArtifactStore
 from casartifacts.digest import digest_of
+from casartifacts.errors import CorruptArtifact
 from casartifacts.manifest import BLOB_LIMIT, Manifest
-from casartifacts.records import SMALL_CONTENT_LIMIT
+from casartifacts.records import SMALL_CONTENT_LIMIT, Ref
 from casartifacts.store import ContentStore
 from casartifacts.testing.expect import read_range
 
@@ -561,6 +563,67 @@ def test_a_ref_goes_before_a_plain_artifact_and_both_are_removed(tmp_path: Path)
     check_gone(store, UUID4, tmp_path / "target")
     with pytest.raises(ArtifactNotFound):
         theirs.open_reader(UUID4)
+
+
+# The refs of a store
+
+
+def test_every_ref_is_listed_until_it_is_removed(backend: Backend) -> None:
+    """Whatever its id looks like; with what `stat` tells of it."""
+    store = ContentStore(backend)
+    ids = ["verbatim", "With Capitals", "a/b", UUID4, "é" * 100]
+    ids += [put(store, content_of(size)) for size in SIZES]
+    for artifact_id in ids[:5]:
+        put(store, b"abc", artifact_id)
+    assert sorted(ref.artifact_id for ref in store.refs()) == sorted(ids)
+    assert all(store.stat(ref.artifact_id) == ref for ref in store.refs())
+    for removed in ids[1::2]:
+        store.remove(removed)
+    assert sorted(ref.artifact_id for ref in ContentStore(backend).refs()) == sorted(ids[::2])
+
+
+def test_a_ref_that_goes_while_they_are_listed_is_left_out(backend: Backend) -> None:
+    store = ContentStore(backend)
+    ids = {put(store, b"abc") for _ in range(50)}
+    refs = store.refs()
+    found = {next(refs).artifact_id}
+    for artifact_id in ids - found:
+        store.remove(artifact_id)
+    found |= {ref.artifact_id for ref in refs}
+    assert found < ids
+    assert [ref.artifact_id in found for ref in store.refs()] == [True]
+
+
+def test_a_ref_that_is_wrong_stops_the_listing_or_is_told(backend: Backend) -> None:
+    store = ContentStore(backend)
+    good, other = (put(store, content) for content in (b"abc", b"xyz"))
+    body = backend.read_range(names.ref(other), 0, 10_000)
+    misplaced = {
+        "refs/damaged": body.replace(b"xyz", b"xyZ").replace(b'"size":3', b'"size":4'),
+        "refs/elsewhere": body,
+        "refs/~folder/x": body,
+    }
+    for name, wrong in misplaced.items():
+        backend.write(name, io.BytesIO(wrong))
+    # An id of our own form that leads to another content.
+    liar = names.new_artifact_id(digest_of(b"something else"))
+    lie = Ref(liar, digest_of(b"xyz"), 3, None, None, None, "2026-11-01T12:00:00+00:00")
+    backend.write(names.ref(liar), io.BytesIO(lie.encode()))
+    told: list[str] = []
+    found = store.refs(damaged=lambda error: told.append(str(error)))
+    assert {ref.artifact_id for ref in found} == {good, other}
+    assert len(told) == 4
+    for name in [*misplaced, names.ref(liar)]:
+        assert sum(f"{name} in {backend!r}" in message for message in told) == 1
+    with pytest.raises(CorruptArtifact):
+        list(store.refs())
+
+
+def test_a_place_that_cannot_list_says_so() -> None:
+    store = ContentStore(ForeignBackend(MemoryArtifactStore()))
+    put(store, b"abc")
+    with pytest.raises(io.UnsupportedOperation, match=r"ForeignBackend\(.*cannot list"):
+        next(store.refs())
 
 
 # What a crash left
