@@ -463,7 +463,8 @@ class ContentStore:
         """Read what lies under a name in refs/; None if it was removed since it was listed."""
         where = f"{name} in {self.backend!r}"
         try:
-            ref = Ref.decode_any(self.backend.read_range(name, 0, _LARGEST_REF), where)
+            body = reading.record(self.backend, name, most=_LARGEST_REF)
+            ref = Ref.decode_any(body, where)
         except errors.ArtifactNotFound:
             return None
         except CorruptArtifact as error:

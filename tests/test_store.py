@@ -597,7 +597,7 @@ def test_a_ref_that_goes_while_they_are_listed_is_left_out(backend: Backend) -> 
 def test_a_ref_that_is_wrong_stops_the_listing_or_is_told(backend: Backend) -> None:
     store = ContentStore(backend)
     good, other = (put(store, content) for content in (b"abc", b"xyz"))
-    body = backend.read_range(names.ref(other), 0, 10_000)
+    body = read_range(backend, names.ref(other), 0, 10_000)
     misplaced = {
         "refs/damaged": body.replace(b"xyz", b"xyZ").replace(b'"size":3', b'"size":4'),
         "refs/elsewhere": body,
