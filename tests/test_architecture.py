@@ -32,6 +32,13 @@ FLOORS = [
     {"opening"},
     {"store"},
     {"backoff", "cache", "planning", "reading"},
+    # The rooms of the cache.
+    {"cache.room"},
+    {"cache.database", "cache.slots"},
+    {"cache.table"},
+    {"cache.folder"},
+    {"cache.counters", "cache.trust"},
+    {"cache.failures"},
     {
         "backends.boto3",
         "backends.filesystem",
@@ -60,12 +67,13 @@ LIBRARIES = {
     "blake3": {"digest"},
     "boto3": {"backends.boto3"},
     "botocore": {"backends.boto3"},
-    "diskcache": {"cache"},
+    "diskcache": {"cache.table"},
     "google": {"backends.gcs"},
     "importlib": {""},  # an import that cannot be read here
     "optuna": {"", "errors", "lifecycle", "studies"},
     "pyfastcdc": {"chunking"},
     "sqlalchemy": {"studies"},
+    "sqlite3": {"cache.database", "cache.table"},
     "tqdm": {"progress"},
 }
 
