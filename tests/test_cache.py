@@ -988,10 +988,104 @@ def test_records_agree_with_a_dict_in_every_cache_object_on_the_folder(
             if name and (name + value).isascii() and (name + value).isprintable():
                 model[name] = value
             for known in [*model, name]:
+                assert caches[reader].recall(known, exact=False) == model.get(known)
                 assert caches[reader].recall(known) == model.get(known)
         for cache in caches:
             assert {name: cache.recall(name) for name in model} == model
             cache.close()
+
+
+@settings(max_examples=150)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["remember", "recall", "recall", "begin anew"]),
+            st.integers(0, 1),
+            st.sampled_from("xy"),
+            st.sampled_from("ab"),
+            st.booleans(),
+        ),
+        min_size=12,
+        max_size=25,
+    )
+)
+def test_none_may_be_out_of_date_for_who_asks_so_and_nothing_else_may(
+    steps: list[tuple[str, int, str, str, bool]],
+) -> None:
+    """Until some record changes, or one is to be known at once; what was recalled never is."""
+    model: dict[str, str] = {}
+    times_said = 0
+    told_none: list[dict[str, int]] = [{}, {}]  # how often something had been said by then
+    with quick_folder() as folder:
+        caches = [ArtifactCache(folder), ArtifactCache(folder)]
+        # An empty table would say something each time it is opened.
+        assert keep(caches[0], BODY)
+        assert caches[1].volume() == len(BODY)
+        for act, number, written, text, flag in steps:
+            if act == "begin anew":
+                caches[number].close()
+                caches[number] = ArtifactCache(folder)
+                told_none[number] = {}
+            elif act == "remember":
+                caches[number].remember(written, text, at_once=flag)
+                times_said += flag or model.get(written, text) != text
+                model[written] = text
+                told_none[number].pop(written, None)
+            else:
+                for name in "xy":
+                    told = caches[number].recall(name, exact=flag)
+                    then = told_none[number].pop(name, None)
+                    may_be_late = not flag and then == times_said
+                    assert told == model.get(name) or (told is None and may_be_late)
+                    if told is None:
+                        told_none[number][name] = times_said
+        for cache in caches:
+            assert {name: cache.recall(name) for name in model} == model
+            cache.close()
+
+
+def test_that_there_is_no_record_is_known_only_from_the_table(
+    without_privileges: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table that cannot be read says nothing: when it can, the record is there."""
+    monkeypatch.setattr(failures, "_PAUSE_SECONDS", 0)
+    folder = without_privileges / "cache"
+    with closing(ArtifactCache(folder)) as cache:
+        assert keep(cache, BODY)
+        cache.remember(NAME, "removed")
+    fresh = ArtifactCache(folder)
+    (folder / "cache.db").chmod(0)
+    assert fresh.recall(NAME, exact=False) is None
+    (folder / "cache.db").chmod(0o600)
+    assert fresh.recall(NAME, exact=False) == "removed"
+    fresh.close()
+
+
+def test_who_was_killed_before_it_said_so_is_spoken_for_by_the_next(folder: Path) -> None:
+    """A removal that is tried again reaches also those who know that there is no record."""
+    cache, killed, reading = ArtifactCache(folder), ArtifactCache(folder), ArtifactCache(folder)
+    assert keep(cache, BODY)
+    for each in (killed, reading):
+        assert each.recall(NAME, exact=False) is None
+    killed._database.ask(lambda table: table.set_record(NAME, "removed"), writes=True)
+    assert reading.recall(NAME, exact=False) is None
+    cache.remember(NAME, "removed")
+    assert reading.recall(NAME, exact=False) == "removed"
+
+
+def test_a_hit_on_an_id_without_a_record_asks_no_table(folder: Path) -> None:
+    """That there is none is remembered, too, until another cache object remembers something."""
+    cache = ArtifactCache(folder)
+    assert keep(cache, BODY)
+    assert cache.recall(NAME, exact=False) is None
+    cache.close()
+    assert cache.recall(NAME, exact=False) is None
+    assert read(cache, DIGEST) == BODY
+    table = cache._database._table
+    assert table is not None
+    assert table._connection is None
+    ArtifactCache(folder).remember(NAME, "removed")
+    assert cache.recall(NAME, exact=False) == "removed"
 
 
 @pytest.mark.parametrize("loss", ["dropped", "lost with the table", "changed"])

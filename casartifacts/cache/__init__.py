@@ -93,7 +93,7 @@ class ArtifactCache:
         self._counting = Counting()
         self._database = Database(self._folder)
         self._known: dict[str, _Known] = {}
-        self._recalled: dict[str, tuple[Stamp, str]] = {}
+        self._recalled: dict[str, tuple[Stamp, str | None]] = {}
         self._warned: set[str] = set()
 
     def __repr__(self) -> str:
@@ -188,32 +188,51 @@ class ArtifactCache:
 
     # Records
 
-    def recall(self, name: str) -> str | None:
-        """Return the text that was remembered under this name, or None."""
+    def recall(self, name: str, *, exact: bool = True) -> str | None:
+        """Return the text that was remembered under this name last, by whoever, or None.
+
+        Args:
+            name: The name.
+            exact: Whether None is certain, too. With False, who was told None may be told so again
+                until some record changes, although a text was remembered with `at_once=False`.
+        """
         changes = places.changes(self._folder)
         recalled = self._recalled.get(name)
         if recalled is not None and recalled[0] == changes:
             # No lock and no SQLite: no record has been changed since this one was read.
-            return recalled[1]
+            text = recalled[1]
+            if text is not None or not exact:
+                return text
         if not is_record_name(name):
             return None
-        text = self._try(lambda table: table.record(name))
-        if text is not None and changes is not None:
-            _put_bounded(self._recalled, name, (changes, text))
-        return text
+        found = self._try(lambda table: (table.record(name),))
+        if found is None:
+            return None  # the table failed: that there is no record is not known
+        if changes is not None:
+            _put_bounded(self._recalled, name, (changes, found[0]))
+        return found[0]
 
-    def remember(self, name: str, value: str) -> None:
+    def remember(self, name: str, value: str, *, at_once: bool = True) -> None:
         """Keep a short text under a name, for a while.
 
         Both are printable ASCII of at most 1,200 characters; what is not is not kept.
+
+        Args:
+            name: The name.
+            value: The text.
+            at_once: Whether also those learn of it at once who know that there was none. It costs
+                every process a question to SQLite for each name that it recalls: False is for many
+                new names where None is right, too.
         """
         if not is_record_name(name) or not is_record_text(value):
             return
+        changed: bool | None = False
         if self.recall(name) != value:
             changed = self._try(lambda table: table.set_record(name, value), writes=True)
             self._recalled.pop(name, None)
-            if changed is not False:
-                self._try(lambda _: places.say_changed(self._folder))
+        # Also if it stood there already: who wrote it may have been killed before it said so.
+        if at_once or changed is not False:
+            self._try(lambda _: places.say_changed(self._folder))
 
     # How a content is found right
 

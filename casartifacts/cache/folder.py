@@ -5,7 +5,7 @@
     <folder>/contents/<aa>/<digest>-<random>  one file per content, read-only
     <folder>/tmp/<digest>-<random>-<size>     a file being filled; its name reserves its room
     <folder>/damaged/                         what turned out wrong, for inspection: the newest four
-    <folder>/changes                          a byte more for each record that changed or went
+    <folder>/changes                          a byte more for what others must be told of a record
 
 Rule 1: this file is the only one that spells a name in the folder.
 Rule 2: nothing outside the folder is read, moved or deleted: no symlink is followed, and a name
@@ -111,7 +111,7 @@ def _write_new(path: str, body: bytes) -> None:
 
 
 def changes(folder: str) -> Stamp | None:
-    """Return what is another value after a record changed or went; None if it cannot be told."""
+    """Return what is another value after `say_changed`; None if it cannot be told."""
     try:
         return stamp_of(os.lstat(f"{folder}/changes"))
     except OSError:
