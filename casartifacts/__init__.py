@@ -8,7 +8,7 @@ The map of the house, from the top; each floor imports only what is below it:
     store             ContentStore: id -> ref -> manifest -> blobs
     planning          a source as chunks and blobs
     reading           verified bytes out of a backend
-    cache             ArtifactCache: whole contents near this process
+    cache/            ArtifactCache: whole contents near this process; its rooms are in its top
     backoff           Backoff: try again
     backends/         filesystem, boto3, gcs, memory, foreign: places that keep named bytes
     bodies            what callers hand in, as bytes that can be read twice

@@ -94,6 +94,8 @@ def check_name(name: str) -> list[str]:
     """
     if not isinstance(name, str):
         raise errors.invalid_artifact_id(name, "it must be a str")
+    if _VERBATIM.fullmatch(name):
+        return [name]  # nothing below can be wrong with it: most ids, in a third of the time
     if not name:
         raise errors.invalid_artifact_id(name, "it is empty")
     try:

@@ -485,9 +485,11 @@ class ContentStore:
 
     def _open_cached(self, artifact_id: str) -> BinaryIO | None:
         """Open what the cache has for an id, without asking the backend."""
-        if self.cache is None or not names.is_written_once(artifact_id):
+        if self.cache is None:
             return None
-        noted = self._recall(artifact_id)
+        # Where no note is known, the backend is asked, or the content is the one that the id names.
+        # Of a removal that must be told at once; of anything else it is right anyway.
+        noted = self._recall(artifact_id, exact=False)
         digest = names.digest_in(artifact_id) or noted
         if digest is None or noted == _REMOVED:
             return None
@@ -510,17 +512,20 @@ class ContentStore:
                 return None
         noted = self._recall(ref.artifact_id)
         if noted != digest and (noted or names.digest_in(ref.artifact_id) is None):
-            self._remember(ref.artifact_id, digest)
+            # Another process may have removed it after its ref was read here: that note stays.
+            self._remember(ref.artifact_id, digest, at_once=False, unless=_REMOVED)
         return reader
 
-    def _recall(self, artifact_id: str) -> str | None:
+    def _recall(self, artifact_id: str, *, exact: bool = True) -> str | None:
         if self.cache is None or not names.is_written_once(artifact_id):
             return None
-        return self.cache.recall(names.ref(artifact_id))
+        return self.cache.recall(names.ref(artifact_id), exact=exact)
 
-    def _remember(self, artifact_id: str, note: str) -> None:
+    def _remember(
+        self, artifact_id: str, note: str, *, at_once: bool = True, unless: str | None = None
+    ) -> None:
         if self.cache is not None and names.is_written_once(artifact_id):
-            self.cache.remember(names.ref(artifact_id), note)
+            self.cache.remember(names.ref(artifact_id), note, at_once=at_once, unless=unless)
 
     # The store's own record
 

@@ -34,6 +34,13 @@ FLOORS = [
     {"opening"},
     {"store"},
     {"backoff", "cache", "planning", "reading"},
+    # The rooms of the cache.
+    {"cache.room"},
+    {"cache.database", "cache.slots"},
+    {"cache.table"},
+    {"cache.folder"},
+    {"cache.counters", "cache.trust"},
+    {"cache.failures"},
     {
         "backends.boto3",
         "backends.filesystem",
@@ -63,12 +70,13 @@ LIBRARIES = {
     "boto3": {"backends.boto3"},
     "botocore": {"backends.boto3"},
     "click": {"cli"},
-    "diskcache": {"cache"},
+    "diskcache": {"cache.table"},
     "google": {"backends.gcs"},
     "importlib": {""},  # an import that cannot be read here
     "optuna": {"", "errors", "lifecycle", "studies"},
     "pyfastcdc": {"chunking"},
     "sqlalchemy": {"studies"},
+    "sqlite3": {"cache.database", "cache.table"},
     "tqdm": {"progress"},
 }
 

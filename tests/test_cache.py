@@ -28,7 +28,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from casartifacts import cache as cache_module
-from casartifacts.cache import ArtifactCache, CacheUnavailable, Slot
+from casartifacts.cache import (
+    ArtifactCache,
+    CacheUnavailable,
+    Counters,
+    Slot,
+    database,
+    failures,
+    trust,
+)
+from casartifacts.cache import table as table_module
 from casartifacts.digest import digest_of
 
 if TYPE_CHECKING:
@@ -616,9 +625,9 @@ def test_a_folder_of_ours_that_is_a_symlink_is_not_used(
 
 def restamp(folder: Path, digest: str) -> None:
     """Forge the row of a content: as if its bytes of now had been verified."""
-    stamp = cache_module._stamp(file_of(folder, digest).stat())
+    stamp = trust.stamp_of(file_of(folder, digest).stat())
     with rows(folder) as table:
-        tag = cache_module._tag(stamp, time.time())
+        tag = trust.tag(stamp, time.time())
         table.execute("UPDATE Cache SET tag = ? WHERE key = ?", (tag, digest))
 
 
@@ -650,13 +659,13 @@ def test_a_stamp_of_an_earlier_boot_is_not_trusted(folder: Path) -> None:
         overwrite(file_of(folder, digest), body)
         restamp(folder, digest)
     with rows(folder) as table:
-        table.execute("UPDATE Cache SET tag = replace(tag, ?, 'before')", (cache_module._boot(),))
+        table.execute("UPDATE Cache SET tag = replace(tag, ?, 'before')", (trust.boot(),))
     cache = ArtifactCache(folder)
     assert read(cache, DIGEST) is None
     assert read(cache, digest_of(b"other")) == b"other"
     with rows(folder) as table:
         ((tag,),) = table.execute("SELECT tag FROM Cache").fetchall()
-    assert cache_module._boot() in tag
+    assert trust.boot() in tag
 
 
 def test_a_write_in_the_very_moment_of_publishing_is_seen(folder: Path) -> None:
@@ -696,7 +705,7 @@ def test_a_hit_takes_no_lock(folder: Path) -> None:
         for each in (cache, fresh):
             assert each.recall(NAME) == DIGEST
             assert read(each, DIGEST) == BODY
-        assert time.monotonic() - begun < cache_module._BUSY_SECONDS
+        assert time.monotonic() - begun < table_module.BUSY_SECONDS
 
 
 # Failing
@@ -706,7 +715,7 @@ def test_a_database_that_stays_locked_is_waited_for_once_a_minute(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Then writes are left alone, with one log line."""
-    monkeypatch.setattr(cache_module, "_BUSY_SECONDS", 0.5)
+    monkeypatch.setattr(table_module, "BUSY_SECONDS", 0.5)
     cache = ArtifactCache(folder)
     assert keep(cache, BODY)
     with rows(folder) as table:
@@ -718,7 +727,7 @@ def test_a_database_that_stays_locked_is_waited_for_once_a_minute(
         assert 0.4 < time.monotonic() - begun < 3
         assert read(cache, DIGEST) == BODY
     assert len(caplog.records) == 1
-    monkeypatch.setattr(cache_module, "_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(failures, "_PAUSE_SECONDS", 0)
     assert keep(ArtifactCache(folder), b"later")
 
 
@@ -979,10 +988,104 @@ def test_records_agree_with_a_dict_in_every_cache_object_on_the_folder(
             if name and (name + value).isascii() and (name + value).isprintable():
                 model[name] = value
             for known in [*model, name]:
+                assert caches[reader].recall(known, exact=False) == model.get(known)
                 assert caches[reader].recall(known) == model.get(known)
         for cache in caches:
             assert {name: cache.recall(name) for name in model} == model
             cache.close()
+
+
+@settings(max_examples=150)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["remember", "recall", "recall", "begin anew"]),
+            st.integers(0, 1),
+            st.sampled_from("xy"),
+            st.sampled_from("ab"),
+            st.booleans(),
+        ),
+        min_size=12,
+        max_size=25,
+    )
+)
+def test_none_may_be_out_of_date_for_who_asks_so_and_nothing_else_may(
+    steps: list[tuple[str, int, str, str, bool]],
+) -> None:
+    """Until some record changes, or one is to be known at once; what was recalled never is."""
+    model: dict[str, str] = {}
+    times_said = 0
+    told_none: list[dict[str, int]] = [{}, {}]  # how often something had been said by then
+    with quick_folder() as folder:
+        caches = [ArtifactCache(folder), ArtifactCache(folder)]
+        # An empty table would say something each time it is opened.
+        assert keep(caches[0], BODY)
+        assert caches[1].volume() == len(BODY)
+        for act, number, written, text, flag in steps:
+            if act == "begin anew":
+                caches[number].close()
+                caches[number] = ArtifactCache(folder)
+                told_none[number] = {}
+            elif act == "remember":
+                caches[number].remember(written, text, at_once=flag)
+                times_said += flag or model.get(written, text) != text
+                model[written] = text
+                told_none[number].pop(written, None)
+            else:
+                for name in "xy":
+                    told = caches[number].recall(name, exact=flag)
+                    then = told_none[number].pop(name, None)
+                    may_be_late = not flag and then == times_said
+                    assert told == model.get(name) or (told is None and may_be_late)
+                    if told is None:
+                        told_none[number][name] = times_said
+        for cache in caches:
+            assert {name: cache.recall(name) for name in model} == model
+            cache.close()
+
+
+def test_that_there_is_no_record_is_known_only_from_the_table(
+    without_privileges: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table that cannot be read says nothing: when it can, the record is there."""
+    monkeypatch.setattr(failures, "_PAUSE_SECONDS", 0)
+    folder = without_privileges / "cache"
+    with closing(ArtifactCache(folder)) as cache:
+        assert keep(cache, BODY)
+        cache.remember(NAME, "removed")
+    fresh = ArtifactCache(folder)
+    (folder / "cache.db").chmod(0)
+    assert fresh.recall(NAME, exact=False) is None
+    (folder / "cache.db").chmod(0o600)
+    assert fresh.recall(NAME, exact=False) == "removed"
+    fresh.close()
+
+
+def test_who_was_killed_before_it_said_so_is_spoken_for_by_the_next(folder: Path) -> None:
+    """A removal that is tried again reaches also those who know that there is no record."""
+    cache, killed, reading = ArtifactCache(folder), ArtifactCache(folder), ArtifactCache(folder)
+    assert keep(cache, BODY)
+    for each in (killed, reading):
+        assert each.recall(NAME, exact=False) is None
+    killed._database.ask(lambda table: table.set_record(NAME, "removed"), writes=True)
+    assert reading.recall(NAME, exact=False) is None
+    cache.remember(NAME, "removed")
+    assert reading.recall(NAME, exact=False) == "removed"
+
+
+def test_a_hit_on_an_id_without_a_record_asks_no_table(folder: Path) -> None:
+    """That there is none is remembered, too, until another cache object remembers something."""
+    cache = ArtifactCache(folder)
+    assert keep(cache, BODY)
+    assert cache.recall(NAME, exact=False) is None
+    cache.close()
+    assert cache.recall(NAME, exact=False) is None
+    assert read(cache, DIGEST) == BODY
+    table = cache._database._table
+    assert table is not None
+    assert table._connection is None
+    ArtifactCache(folder).remember(NAME, "removed")
+    assert cache.recall(NAME, exact=False) == "removed"
 
 
 @pytest.mark.parametrize("loss", ["dropped", "lost with the table", "changed"])
@@ -990,7 +1093,7 @@ def test_what_was_recalled_does_not_outlive_its_record(
     folder: Path, monkeypatch: pytest.MonkeyPatch, loss: str
 ) -> None:
     """An id that one process removes is removed for all on the folder, whatever came between."""
-    monkeypatch.setattr(cache_module, "_MOST_RECORDS", 10)
+    monkeypatch.setattr(table_module, "_MOST_RECORDS", 10)
     removing, reading = ArtifactCache(folder), ArtifactCache(folder)
     removing.remember("id", "digest")
     assert reading.recall("id") == "digest"
@@ -1025,7 +1128,7 @@ def test_the_oldest_records_go_and_no_contents(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are bounded, and take no room from contents."""
-    monkeypatch.setattr(cache_module, "_MOST_RECORDS", 100)
+    monkeypatch.setattr(table_module, "_MOST_RECORDS", 100)
     cache = ArtifactCache(folder, size_limit=len(BODY))
     assert keep(cache, BODY)
     for number in range(250):
@@ -1074,7 +1177,7 @@ def test_threads_share_a_cache(folder: Path) -> None:
         thread.start()
     while any(thread.is_alive() for thread in threads):
         # Files that move while they are added up may count twice, never less than they are.
-        with cache_module._guard:
+        with database._guard:
             assert bytes_in(folder) <= LIMIT
         time.sleep(0.01)
     assert not failures
@@ -1192,7 +1295,7 @@ def test_making_one_touches_nothing_and_first_use_makes_a_private_folder(folder:
     assert folder.stat().st_mode & 0o777 == 0o700
     tag = (folder / "CACHEDIR.TAG").read_bytes()
     assert tag.startswith(b"Signature: 8a477f597d28d172789f06886806bc55\n")
-    assert cache.counters == cache_module.Counters(misses=1)
+    assert cache.counters == Counters(misses=1)
 
 
 @pytest.mark.parametrize("size_limit", [None, 0, 12_345])
@@ -1204,7 +1307,7 @@ def test_its_repr_is_code_and_it_can_be_pickled(folder: Path, size_limit: int | 
         assert repr(copy) == repr(cache)
         assert copy.folder == folder
         assert copy.size_limit == cache.size_limit
-        assert copy.counters == cache_module.Counters()
+        assert copy.counters == Counters()
         assert read(copy, digest_of(b"")) == b""
 
 
@@ -1251,9 +1354,7 @@ def test_counters_say_what_happened(folder: Path) -> None:
     assert read(cache, digest_of(b"b" * 700)) is not None
     overwrite(file_of(folder, digest_of(b"b" * 700)), b"")
     assert read(cache, digest_of(b"b" * 700)) is None
-    assert cache.counters == cache_module.Counters(
-        hits=1, misses=2, bytes_served=700, evictions=1, heals=1
-    )
+    assert cache.counters == Counters(hits=1, misses=2, bytes_served=700, evictions=1, heals=1)
 
 
 def test_slots_are_for_sizes_that_were_announced(folder: Path) -> None:

@@ -11,6 +11,7 @@ import pickle
 import re
 import tempfile
 import threading
+from contextlib import ExitStack, closing, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from itertools import accumulate
 from pathlib import Path
@@ -20,7 +21,7 @@ from uuid import uuid4
 import optuna.artifacts
 import pytest
 from blake3 import blake3
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from optuna.artifacts.exceptions import ArtifactNotFound
 
@@ -28,6 +29,7 @@ from casartifacts import names
 from casartifacts.backends.filesystem import FileSystemArtifactStore
 from casartifacts.backends.foreign import ForeignBackend
 from casartifacts.backends.memory import MemoryArtifactStore
+from casartifacts.cache import ArtifactCache
 from casartifacts.digest import digest_of
 from casartifacts.errors import CorruptArtifact
 from casartifacts.manifest import BLOB_LIMIT, Manifest
@@ -439,6 +441,81 @@ def test_a_removed_ref_waits_in_the_trash_and_what_others_need_stays(backend: Ba
     assert contents_in(backend) == kept, "only collection takes contents"
 
 
+SHARED = [b"one", b"two"]
+SHARED_IDS = [f"{digest_of(SHARED[0])}-{0:032x}", "00000000-0000-4000-8000-000000000000"]
+
+
+def check_shared(store: ContentStore, artifact_id: str, model: dict[str, bytes | None]) -> None:
+    """Read an artifact: it is what was written last, or gone if that was removed."""
+    try:
+        got = get(store, artifact_id)
+    except ArtifactNotFound:
+        assert model.get(artifact_id) is None
+    else:
+        # An id of our own form may lead to its content although nobody stored it.
+        is_named = names.digest_in(artifact_id) == digest_of(got)
+        assert got == model[artifact_id] if artifact_id in model else is_named
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 1),
+            st.sampled_from(["write", "open", "open", "open", "remove", "forget", "begin anew"]),
+            st.sampled_from(SHARED_IDS),
+            st.sampled_from(SHARED),
+        ),
+        min_size=15,
+        max_size=30,
+    )
+)
+# Who was told that there is no note does not take that for certain when it overwrites.
+@example(
+    [
+        (0, "open", SHARED_IDS[1], b"one"),
+        (1, "write", SHARED_IDS[1], b"one"),
+        (1, "open", SHARED_IDS[1], b"one"),
+        (0, "write", SHARED_IDS[1], b"two"),
+        (1, "open", SHARED_IDS[1], b"two"),
+    ]
+)
+def test_stores_that_share_a_cache_agree_with_a_dict(
+    steps: list[tuple[int, str, str, bytes]],
+) -> None:
+    """What one writes, overwrites or removes is so for the other at once, whatever both recall."""
+    backend = MemoryArtifactStore()
+    model: dict[str, bytes | None] = {}  # None: removed
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+
+        def begin_anew() -> ArtifactCache:
+            return stack.enter_context(closing(ArtifactCache(folder)))
+
+        caches = [begin_anew(), begin_anew()]
+        # An empty table would say something each time it is opened.
+        put(ContentStore(backend, cache=caches[0]), b"other", SHARED_IDS[1][:-1] + "1")
+        get(ContentStore(backend, cache=caches[0]), SHARED_IDS[1][:-1] + "1")
+        for number, act, artifact_id, content in steps:
+            store = ContentStore(backend, cache=caches[number])
+            if act == "write" and names.digest_in(artifact_id) in {None, digest_of(content)}:
+                put(store, content, artifact_id)
+                model[artifact_id] = content
+            elif act == "open":
+                check_shared(store, artifact_id, model)
+            elif act == "remove":
+                is_there = model.get(artifact_id) is not None
+                with nullcontext() if is_there else pytest.raises(ArtifactNotFound):
+                    store.remove(artifact_id)
+                model[artifact_id] = None
+            elif act == "forget":
+                caches[number].forget(digest_of(content))
+            elif act == "begin anew":
+                caches[number] = begin_anew()
+        for cache in caches:
+            for artifact_id in SHARED_IDS:
+                check_shared(ContentStore(backend, cache=cache), artifact_id, model)
+
+
 def test_a_reader_goes_on_after_its_artifact_was_removed(tiny: Tiny, backend: Backend) -> None:
     store = tiny(backend)
     content = content_of(50_000)
@@ -649,3 +726,22 @@ def test_the_folder_of_a_store_may_be_moved(tmp_path: Path) -> None:
     artifact_id = put(ContentStore(FileSystemArtifactStore(tmp_path / "old")), b"abc")
     os.rename(tmp_path / "old", tmp_path / "new")  # noqa: PTH104 -- as `mv` does
     assert get(ContentStore(FileSystemArtifactStore(tmp_path / "new")), artifact_id) == b"abc"
+
+
+def test_an_artifact_that_is_removed_while_it_is_fetched_is_not_served_again(
+    backend: Backend, tmp_path: Path
+) -> None:
+    """The note of its removal stays, whatever the fetcher learned of it before."""
+    one, other = (ContentStore(backend, cache=ArtifactCache(tmp_path / "cache")) for _ in range(2))
+    for artifact_id in (one.add(io.BytesIO(b"ours")), str(uuid4())):
+        one.write(artifact_id, io.BytesIO(b"ours"))
+
+        def remove(done: int, _size: int, artifact_id: str = artifact_id) -> None:
+            if done:
+                other.remove(artifact_id)
+
+        with suppress(ArtifactNotFound):  # how far it is is told more than once
+            one.download(artifact_id, tmp_path / artifact_id, progress=remove)
+        for store in (one, other):
+            with pytest.raises(ArtifactNotFound):
+                store.open_reader(artifact_id)

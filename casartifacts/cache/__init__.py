@@ -1,0 +1,370 @@
+"""Whole contents near this process: bytes that may vanish at any moment without harm.
+
+    this file   ArtifactCache: contents out and in, and text records
+    room        what must go for a content that comes in
+    slots       a content on its way in
+    database    how the table is reached, replaced, and kept from forks
+    table       which contents there are (diskcache, SQLite)
+    folder      what lies in the folder, and the steps in it
+    trust       stamps: what need not be hashed again
+    counters    what happened
+    failures    `CacheUnavailable`
+
+Rule 1: a failing cache never fails a read. It says so once per kind of failure and is gone around;
+only a `Slot` raises, and only `CacheUnavailable`.
+Rule 2: what lies here is trusted only as far as a stamp goes that was taken when its bytes were
+verified. Another stamp, another boot, a folder that others can write to: it is hashed again. What
+is wrong is put aside and counts as a miss, so it heals.
+Rule 3: nothing found in the folder is executed, and nothing outside it is read, moved or deleted:
+no pickle, no setting and no path is taken from the database (diskcache 5.6.3, CVE-2025-69872).
+Rule 4: correctness rests on no lock, and no hit waits for another process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeVar
+
+from casartifacts.cache import folder as places
+from casartifacts.cache import room, trust
+from casartifacts.cache.counters import Counters, Counting
+from casartifacts.cache.database import Database
+from casartifacts.cache.failures import CacheUnavailable, WrongError
+from casartifacts.cache.slots import Slot
+from casartifacts.cache.table import Row, Table, is_record_name, is_record_text
+from casartifacts.cache.trust import Stamp, stamp_of
+from casartifacts.digest import is_digest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["ArtifactCache", "CacheUnavailable", "Counters", "Slot"]
+
+logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+# A hit makes its content young again only this often: so nearly every hit writes nothing and takes
+# no lock (8 processes: 171k hits/s against 16k when each is a transaction).
+_REFRESH_SECONDS = 600
+
+# Contents that a process found right, 0.5 KiB each: these are opened without SQLite.
+_MOST_KNOWN = 16_384
+
+
+class _Known(NamedTuple):
+    """A content that this process found right: its file, as what, and when to refresh its row."""
+
+    name: str
+    path: str
+    stamp: Stamp
+    refresh_at: float
+
+
+class ArtifactCache:
+    """A folder near this process that keeps contents by their digests.
+
+    It may be shared by threads and processes, pickled, used on after a fork, and deleted while it
+    is in use. Nothing on the disk is touched before its first use.
+
+    Args:
+        folder: Where; made for this user alone at first use. On a local file system.
+        size_limit: The most bytes of contents; by default a tenth of the file system, at most
+            100 GiB. Whatever the limit, 5 % of the file system stay free.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, size_limit: int | None = None) -> None:
+        self.folder = Path(os.path.abspath(folder))
+        self._folder = str(self.folder)
+        if os.path.expandvars(self._folder) != self._folder:
+            # diskcache would expand it, and keep its table elsewhere.
+            raise ValueError(
+                f"The folder {str(folder)!r} holds a variable; give os.path.expandvars() of it"
+            )
+        if size_limit is not None and size_limit < 0:
+            raise ValueError(f"size_limit is a number of bytes, at least 0; got {size_limit}")
+        self._size_limit = size_limit
+        self._counting = Counting()
+        self._database = Database(self._folder)
+        self._known: dict[str, _Known] = {}
+        self._recalled: dict[str, tuple[Stamp, str | None]] = {}
+        self._warned: set[str] = set()
+
+    def __repr__(self) -> str:
+        limit = "" if self._size_limit is None else f", size_limit={self._size_limit}"
+        return f"ArtifactCache({self._folder!r}{limit})"
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"folder": self.folder, "size_limit": self._size_limit}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    @property
+    def counters(self) -> Counters:
+        """What happened in this process since this object was made."""
+        return self._counting.counters
+
+    @property
+    def size_limit(self) -> int:
+        """The most bytes of contents."""
+        if self._size_limit is not None:
+            return self._size_limit
+        return room.default_limit(self._folder)
+
+    def close(self) -> None:
+        """Close the database; the next use opens it again."""
+        self._database.close()
+
+    # Contents out
+
+    def open(self, digest: str) -> BinaryIO | None:
+        """Open a content, verified, at its beginning; None if the cache does not have it."""
+        known = self._known.get(digest)
+        if known is not None:
+            # No lock and no SQLite: an unchanged stamp says that these are the verified bytes.
+            try:
+                descriptor = os.open(known.path, places.READ)
+            except OSError:
+                pass  # evicted by another process, most likely: the table knows
+            else:
+                if stamp_of(os.fstat(descriptor)) == known.stamp:
+                    if time.monotonic() > known.refresh_at:
+                        self._mark(digest, known.name, known.stamp)
+                    self._count_hit(known.stamp)
+                    return io.FileIO(descriptor)
+                os.close(descriptor)
+            self._known.pop(digest, None)
+        _check_digest(digest)
+        file = self._look_up(digest)
+        if file is None:
+            with self._counting as counters:
+                counters.misses += 1
+        return file
+
+    def forget(self, digest: str) -> None:
+        """Drop a content."""
+        _check_digest(digest)
+        self._known.pop(digest, None)
+        self._try(lambda table: table.drop(digest), writes=True)
+
+    def volume(self) -> int:
+        """Return the bytes of contents held; 0 if the cache cannot tell."""
+        return self._try(Table.bytes_held) or 0
+
+    # Contents in
+
+    @contextlib.contextmanager
+    def admit(self, digest: str, *, size: int) -> Iterator[Slot | None]:
+        """Make room for a content and yield where to write it; None if the cache passes it by.
+
+        That is when it is larger than the limit, when there is no room even after eviction, and
+        when the cache is broken. What is not published when the block ends is gone.
+
+        Args:
+            digest: The digest of the content.
+            size: Its length in bytes.
+        """
+        _check_digest(digest)
+        if size < 0:
+            raise ValueError(f"The size of a content is a number of bytes, at least 0; got {size}")
+        slot = None
+        if self._size_limit is None or size <= self._size_limit:
+            slot = self._try(partial(self._reserve, digest=digest, size=size), writes=True)
+        try:
+            yield slot
+        except CacheUnavailable as error:
+            self._warn(str(error), error.__cause__)
+            raise
+        finally:
+            if slot is not None:
+                slot.close()
+
+    # Records
+
+    def recall(self, name: str, *, exact: bool = True) -> str | None:
+        """Return the text that was remembered under this name last, by whoever, or None.
+
+        Args:
+            name: The name.
+            exact: Whether None is certain, too. With False, who was told None may be told so again
+                until some record changes, although a text was remembered with `at_once=False`.
+        """
+        changes = places.changes(self._folder)
+        recalled = self._recalled.get(name)
+        if recalled is not None and recalled[0] == changes:
+            # No lock and no SQLite: no record has been changed since this one was read.
+            text = recalled[1]
+            if text is not None or not exact:
+                return text
+        if not is_record_name(name):
+            return None
+        found = self._try(lambda table: (table.record(name),))
+        if found is None:
+            return None  # the table failed: that there is no record is not known
+        if changes is not None:
+            _put_bounded(self._recalled, name, (changes, found[0]))
+        return found[0]
+
+    def remember(
+        self, name: str, value: str, *, at_once: bool = True, unless: str | None = None
+    ) -> None:
+        """Keep a short text under a name, for a while.
+
+        Both are printable ASCII of at most 1,200 characters; what is not is not kept.
+
+        Args:
+            name: The name.
+            value: The text.
+            at_once: Whether also those learn of it at once who know that there was none. It costs
+                every process a question to SQLite for each name that it recalls: False is for many
+                new names where None is right, too.
+            unless: A text that is not replaced.
+        """
+        if not is_record_name(name) or not is_record_text(value):
+            return
+        changed: bool | None = False
+        if self.recall(name) != value:
+            changed = self._try(
+                lambda table: table.set_record(name, value, unless=unless), writes=True
+            )
+            self._recalled.pop(name, None)
+        # Also if it stood there already: who wrote it may have been killed before it said so.
+        if at_once or changed is not False:
+            self._try(lambda _: places.say_changed(self._folder))
+
+    # How a content is found right
+
+    def _look_up(self, digest: str) -> io.FileIO | None:
+        row = self._try(lambda table: table.find(digest))
+        if row is None:
+            return None
+        file = None
+        try:
+            file = places.open_content(places.path_of(self._folder, row.name, digest=digest))
+            self._verify(file, digest, row)
+        except WrongError as error:
+            self._try(partial(self._expel, digest=digest, row=row, why=str(error)), writes=True)
+        except OSError as error:
+            self._warn("its files cannot be used", error)
+        else:
+            return file
+        if file is not None:
+            file.close()
+        return None
+
+    def _verify(self, file: io.FileIO, digest: str, row: Row) -> None:
+        """Find an open file right, by its stamp or by hashing it."""
+        stamp = stamp_of(os.fstat(file.fileno()))
+        if not trust.is_private(self._folder):
+            trust.verify(file, digest)
+        elif (age := trust.age(row.tag, stamp)) is None:
+            stamp = trust.settle(file.fileno())
+            trust.verify(file, digest)
+            self._mark(digest, row.name, stamp)
+        elif age > _REFRESH_SECONDS:
+            self._mark(digest, row.name, stamp)
+        else:
+            self._know(digest, row.name, stamp, age=age)
+        self._count_hit(stamp)
+
+    def _mark(self, digest: str, name: str, stamp: Stamp) -> None:
+        """Note that a file is right and in use: its content is young again."""
+        now = time.time()
+        self._know(digest, name, stamp, age=0)
+        tag = trust.tag(stamp, now)
+        self._try(lambda table: table.refresh(digest, name, tag=tag, now=now), writes=True)
+
+    def _know(self, digest: str, name: str, stamp: Stamp, *, age: float) -> None:
+        refresh_at = time.monotonic() + _REFRESH_SECONDS - age
+        known = _Known(name, f"{self._folder}/{name}", stamp, refresh_at)
+        _put_bounded(self._known, digest, known)
+
+    def _expel(self, table: Table, *, digest: str, row: Row, why: str) -> None:
+        """Drop the row of a content that turned out wrong, and put its file aside."""
+        with table.transact():
+            # The tag says which row was seen: another process may have put a right one there.
+            dropped = table.strike(digest, tag=row.tag)
+            path = places.path_of(self._folder, row.name, digest=digest)
+            if dropped and path is not None:
+                with contextlib.suppress(OSError):
+                    places.put_aside(self._folder, path)
+        if dropped:
+            with self._counting as counters:
+                counters.heals += 1
+            logger.warning("Content %s in %s is to be fetched anew: %s", digest, repr(self), why)
+
+    def _count_hit(self, stamp: Stamp) -> None:
+        with self._counting as counters:
+            counters.hits += 1
+            counters.bytes_served += stamp[2]
+
+    # How a content comes in
+
+    def _reserve(self, table: Table, *, digest: str, size: int) -> Slot | None:
+        return room.reserve(
+            table,
+            partial(Slot, self._folder, digest=digest, size=size, take_in=self._take_in),
+            folder=self._folder,
+            size=size,
+            limit=self.size_limit,
+            counting=self._counting,
+        )
+
+    def _take_in(self, slot: Slot) -> io.FileIO:
+        """Give a finished file its place and its row, and open it there."""
+        name = places.new_content_name(slot.digest)
+        path = f"{self._folder}/{name}"
+
+        def move_in(table: Table) -> tuple[io.FileIO, Stamp]:
+            with contextlib.ExitStack() as stack:
+                stack.callback(places.move_back, path, to=slot.path)
+                # One transaction, so that nobody takes the file for one that has no row.
+                with table.transact():
+                    file = places.move_in(slot.path, slot.fileno(), to=path)
+                    stack.enter_context(file)
+                    # After the rename, which changes the ctime.
+                    stamp = stamp_of(os.fstat(file.fileno()))
+                    tag = trust.tag(stamp, time.time())
+                    table.enter(slot.digest, name, size=slot.size, tag=tag)
+                stack.pop_all()
+                return file, stamp
+
+        file, stamp = self._database.ask(move_in, writes=True)
+        with contextlib.suppress(OSError):
+            if trust.is_private(self._folder):
+                self._know(slot.digest, name, stamp, age=0)
+        return file
+
+    # How it fails
+
+    def _try(self, act: Callable[[Table], _T], *, writes: bool = False) -> _T | None:
+        """Do something with the table; None, and one warning, if the cache cannot."""
+        try:
+            return self._database.ask(act, writes=writes)
+        except CacheUnavailable as error:
+            self._warn(str(error), error.__cause__)
+            return None
+
+    def _warn(self, what: str, error: BaseException | None) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            # Texts, not objects: a log record may be kept, and what it names with it.
+            logger.warning("%s is gone around: %s (%s)", repr(self), what, repr(error))
+
+
+def _put_bounded(memory: dict[str, _T], name: str, value: _T) -> None:
+    if len(memory) >= _MOST_KNOWN:
+        memory.clear()
+    memory[name] = value
+
+
+def _check_digest(digest: str) -> None:
+    if not is_digest(digest):
+        raise ValueError(f"Not a digest (64 characters of 0-9 and a-f): {digest!r}")
