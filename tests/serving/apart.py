@@ -44,7 +44,7 @@ class ProxyApart:
         try:
             self.url: str = self._ask("url")
         except ServerFailed:
-            self._process.wait()
+            self._process.communicate()
             raise
 
     def set(self, *, latency_seconds: float, bytes_per_second: float | None) -> None:
@@ -62,13 +62,9 @@ class ProxyApart:
         exchanges = deque(Exchange(**each) for each in told.pop("exchanges"))
         return Counts(requests=requests, exchanges=exchanges, **told)
 
-    def pid(self) -> int:
-        """Return the id of its process."""
-        return self._process.pid
-
     def close(self) -> None:
         """Cut all connections and end; raises if something went wrong in the proxy itself."""
-        _, _ = self._process.communicate()
+        self._process.communicate()
         if self._process.returncode:
             raise ServerFailed(f"the proxy ended with {self._process.returncode}: see above")
 
@@ -96,7 +92,8 @@ def _serve(upstream: str) -> None:
     with Proxy(upstream) as proxy:
         for line in sys.stdin:
             verb, arguments = json.loads(line)
-            print(json.dumps(_answer(proxy, verb, arguments)), flush=True)
+            sys.stdout.write(json.dumps(_answer(proxy, verb, arguments)) + "\n")
+            sys.stdout.flush()
 
 
 def _answer(proxy: Proxy, verb: str, arguments: dict[str, Any]) -> object:

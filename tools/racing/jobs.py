@@ -9,6 +9,7 @@ import io
 import subprocess
 import sys
 import uuid
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,7 @@ __all__ = [
 def own_store(
     where: Path | str, *, durable: bool = False, cache: Path | None = None
 ) -> ContentStore:
+    """Open our store at a path or URL."""
     from casartifacts import open_store
 
     # None would be the node's own cache for a bucket.
@@ -48,25 +50,33 @@ def own_store(
 
 
 def optuna_store(where: Path | str) -> Any:
+    """Make Optuna's own store in a folder or for the bucket of a URL."""
     from optuna.artifacts import Boto3ArtifactStore, FileSystemArtifactStore, GCSArtifactStore
+    from optuna.exceptions import ExperimentalWarning
 
     if isinstance(where, Path):
         where.mkdir(exist_ok=True)
         return FileSystemArtifactStore(where)
     parts = urlsplit(where)
-    return (GCSArtifactStore if parts.scheme == "gs" else Boto3ArtifactStore)(parts.netloc)
+    if parts.scheme == "s3":
+        return Boto3ArtifactStore(parts.netloc)
+    with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+        return GCSArtifactStore(parts.netloc)
 
 
 def add(store: ContentStore, file: Path) -> str:
+    """Upload a file to our store; return its artifact id."""
     with file.open("rb") as body:
         return store.add(body)
 
 
 def add_bytes(store: ContentStore, body: bytes) -> str:
+    """Upload bytes to our store; return their artifact id."""
     return store.add(io.BytesIO(body))
 
 
 def write(store: Any, file: Path, *, prefix: str = "") -> str:
+    """Upload a file to Optuna's store under a fresh id; return the id."""
     artifact_id = f"{prefix}{uuid.uuid4()}"
     with file.open("rb") as body:
         store.write(artifact_id, body)
@@ -74,6 +84,7 @@ def write(store: Any, file: Path, *, prefix: str = "") -> str:
 
 
 def write_bytes(store: Any, body: bytes, *, prefix: str = "") -> str:
+    """Upload bytes to Optuna's store under a fresh id; return the id."""
     artifact_id = f"{prefix}{uuid.uuid4()}"
     store.write(artifact_id, io.BytesIO(body))
     return artifact_id
@@ -87,14 +98,18 @@ def fetch(store: Any, artifact_id: str, file: Path) -> None:
 
 
 def add_small(store: ContentStore, place: Place) -> list[str]:
+    """Upload the small artifacts to our store."""
     return [add_bytes(store, body) for body in place.bodies]
 
 
 def write_small(store: Any, place: Place) -> list[str]:
+    """Upload the small artifacts to Optuna's store."""
     return [write_bytes(store, body) for body in place.bodies]
 
 
 def cp(place: Place) -> Side:
+    """Return a side that copies the file with `cp`."""
+
     def copying(folder: Path) -> Callable[[], object]:
         return partial(subprocess.run, ["cp", str(place.file), str(folder / "copy")], check=True)
 
@@ -102,10 +117,12 @@ def cp(place: Place) -> Side:
 
 
 def python(code: str) -> Side:
+    """Return a side that runs a line of Python."""
     return lambda _: partial(subprocess.run, [sys.executable, "-c", code], check=True)
 
 
 def hash_file(file: Path) -> None:
+    """Hash a file in one pass."""
     from blake3 import blake3
 
     hasher = blake3()

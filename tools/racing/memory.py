@@ -18,7 +18,7 @@ def peak(job: str, file: Path, where: Path | str, artifact_id: str = "") -> floa
     """Do a job in a process of its own; return its peak memory above its imports, in MiB."""
     if not Path("/proc/self/status").exists():
         raise Skipped("peak memory is read from /proc")
-    command = [sys.executable, _BENCH, "--peak", job, file, where, artifact_id]
+    command = [sys.executable, str(_BENCH), "--peak", job, str(file), str(where), artifact_id]
     return float(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 

@@ -45,18 +45,22 @@ class Place:
 
     @property
     def file(self) -> Path:
+        """The raced file."""
         return self.folder / "file"
 
     @property
     def large(self) -> Path:
+        """The file for peak memory."""
         return self.folder / "large"
 
     @property
     def large_remote(self) -> Path:
+        """The file for peak memory with buckets."""
         return self.folder / "large-remote"
 
     @cached_property
     def bodies(self) -> list[bytes]:
+        """The small artifacts."""
         return [os.urandom(SMALL_SIZE) for _ in range(self.small)]
 
 
@@ -100,6 +104,7 @@ class Bound:
     twice: bool = True
 
     def text(self, unit: Unit) -> str:
+        """Say it in a table."""
         if unit == "requests":
             more = " + ranges" if self.beside_ranges else ""
             return f"{self.plus:g}{more}{'' if self.twice else ', none twice'}"
@@ -109,9 +114,11 @@ class Bound:
         return plus or f"{self.factor:g}"
 
     def holds(self, ours: float, theirs: float) -> bool:
+        """Tell whether it is kept."""
         return ours <= self.factor * theirs + self.plus
 
     def holds_for(self, passed: Passed) -> bool:
+        """Tell whether it is kept by what passed a link."""
         counted = passed.requests - passed.ranges * self.beside_ranges
         return counted <= self.plus and (self.twice or passed.more <= _RECORDS_SIZE)
 

@@ -53,7 +53,7 @@ class Table:
             print(f"{line}{_verdict(result)}".rstrip())
 
 
-_FIGURES_HEAD = f"\n{'':42}{'ours':>10}{'reference':>12}  {'':18}{'ratio':>6}  {'bound':10}"
+_FIGURES_HEAD = f"\n{'':42}{'ours':>10}{'reference':>12}  {'':18}{'ratio':>6}  bound"
 
 _COUNTS_HEAD = (
     f"\n{'':36}{'requests':>9}{'sent':>12}{'received':>12}{'trips':>7}{'0 ms':>10}{'30 ms':>10}"
@@ -70,7 +70,7 @@ def _passed(passed: dict[str, Any]) -> str:
 
 
 def _verdict(result: dict[str, Any]) -> str:
-    return f"{result.get('bound', '-'):10}{_VERDICTS[result.get('ok')]}"
+    return f"{result.get('bound', '-'):14} {_VERDICTS[result.get('ok')]}"
 
 
 def _bytes(count: int) -> str:
