@@ -92,6 +92,9 @@ class Remote:
                 latency_seconds=link.latency_seconds, bytes_per_second=link.bytes_per_second
             )
         os.environ.update(self._server.behind(url).environment)
+        # Else google-cloud-storage asks about the bucket in a thread of its own, for traces that
+        # nobody has asked for, and counts depend on when.
+        os.environ["DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA"] = "1"
 
     def empty(self, prefix: str = "") -> None:
         """Delete what is in the bucket below a prefix; clients go directly from then on."""
