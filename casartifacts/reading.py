@@ -23,7 +23,7 @@ from casartifacts import errors, names
 from casartifacts.digest import Hasher, digest_of
 from casartifacts.errors import CorruptArtifact
 from casartifacts.manifest import Manifest
-from casartifacts.parallel import WORKERS, in_order
+from casartifacts.parallel import in_order
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -34,14 +34,16 @@ __all__ = ["PieceReader", "bring", "content", "record"]
 
 _T = TypeVar("_T")
 
-# Where a request costs a round trip, few large ones: 4 MiB takes as long as 30 ms of latency at
-# 1 Gbit/s. Near by, what stays in the processor's cache while it is read, hashed and written.
+# A piece ends with the chunk that makes it at least so long, or with its segment. Where a request
+# costs a round trip, a few large ones (tools/bench --only "s3, cold"); near by, what stays in the
+# processor's cache while it is read, hashed and written.
 _PIECE_SIZE = 2 * 2**20
-_REMOTE_PIECE_SIZE = 4 * 2**20
+_REMOTE_PIECE_SIZE = 16 * 2**20
 
-# Pieces under way. Near by, more of them would only wait for each other at the file they write to.
+# Pieces under way. Near by, more of them would only wait for each other at the file they write to;
+# elsewhere, with one that is hashed, they are 64 MiB of memory.
 _AHEAD = 2
-_REMOTE_AHEAD = WORKERS
+_REMOTE_AHEAD = 3
 
 # Most records are smaller, and a reader makes room for all that it is asked for.
 _RECORD_PIECE_SIZE = 2**16
@@ -197,26 +199,28 @@ class _Pieces:
     def __init__(self, backend: Backend, manifest: Manifest) -> None:
         self._backend = backend
         self._manifest = manifest
-        self._longest = _REMOTE_PIECE_SIZE if backend.remote else _PIECE_SIZE
+        self._least = _REMOTE_PIECE_SIZE if backend.remote else _PIECE_SIZE
         self._ahead = _REMOTE_AHEAD if backend.remote else _AHEAD
         # Where in the content each segment begins.
         self._starts = [0, *accumulate(part.length for part in manifest.segments)]
 
     def __iter__(self) -> Iterator[_Piece]:
         first = offset = length = 0
+        ends = set(self._starts)
         for chunk, chunk_length in enumerate(self._manifest.chunks.lengths):
-            if length and length + chunk_length > self._longest:
-                yield _Piece(first, chunk - first, offset, length)
-                first, offset, length = chunk, offset + length, 0
             length += chunk_length
-        yield _Piece(first, len(self._manifest.chunks) - first, offset, length)
+            if length >= self._least or offset + length in ends:
+                yield _Piece(first, chunk + 1 - first, offset, length)
+                first, offset, length = chunk + 1, offset + length, 0
+        if length:
+            yield _Piece(first, len(self._manifest.chunks) - first, offset, length)
 
     def fetched(self, act: Callable[[_Piece, memoryview], None]) -> Generator[memoryview]:
         """Let `act` fill a buffer for each piece, some ahead; yield the buffers in order.
 
         Each is filled anew after the next one was asked for.
         """
-        size = max(self._longest, *self._manifest.chunks.lengths)
+        size = self._least + max(self._manifest.chunks.lengths)
         free: SimpleQueue[memoryview] = SimpleQueue()
         for _ in range(self._ahead + 1):
             free.put(memoryview(bytearray(size)))

@@ -33,6 +33,9 @@ _CONNECTIONS = 32
 _PART_SIZE = 64 * 2**20
 _MOST_PARTS = 10_000
 
+# Up to here a body is sent at once, without asking the server first.
+_SMALL_SIZE = 2**20
+
 # A first-comer may be writing the same name: S3 answers 409 and says "try again".
 _MOST_CONFLICTS = 5
 
@@ -286,8 +289,10 @@ class Boto3ArtifactStore:
     def _put(self, name: str, body: Guarded, **arguments: Any) -> None:
         try:
             with body.errors_as_they_are():
-                # boto3 takes an empty stream for none at all.
-                self._call("put_object", name, Body=body if len(body) else b"", **arguments)
+                # A stream costs one round trip more, in which the server is asked whether it wants
+                # it: worth it for what is large. (And boto3 takes an empty one for none at all.)
+                content = body if len(body) > _SMALL_SIZE else body.read_all()
+                self._call("put_object", name, Body=content, **arguments)
         except _client_error() as error:
             if _status(error) in {411, 501} and "IfNoneMatch" not in arguments:
                 error.add_note(

@@ -80,6 +80,10 @@ class Guarded(io.RawIOBase):
             self._raised = error
             raise
 
+    def read_all(self) -> bytes:
+        """Read what is left of the body."""
+        return b"".join(iter(self.read, b""))
+
     @contextlib.contextmanager
     def errors_as_they_are(self) -> Iterator[None]:
         """Raise what the body raised, instead of what the SDK made of it."""
