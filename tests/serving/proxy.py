@@ -22,11 +22,14 @@ import socket
 import threading
 import time
 import weakref
-from typing import Self
+from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
 from serving.link import Link
 from serving.traffic import Counts, Exchange, Fault, Side
+
+if TYPE_CHECKING:
+    from serving.wire import Head
 
 __all__ = ["Counts", "Exchange", "Fault", "Proxy"]
 
@@ -102,12 +105,22 @@ class Proxy:
         host, port = self.upstream
         return f"Proxy('http://{host}:{port}') at {self.url}"
 
-    def _choose(self, method: str, target: str) -> Fault | None:
+    def _choose(self, request: Head) -> Fault | None:
         """Return the fault that is to strike this request, if any."""
+        method, target = request.words[:2]
         for fault in self._faults:
-            if fault.choose(method, target, chance=self._random.random()):
+            chance = self._random.random()
+            if fault.choose(method, target, chance=chance, field=request.field):
                 return fault
         return None
+
+    def _drops(self) -> bool:
+        """Tell whether a fault strikes this new connection."""
+        for fault in self._faults:
+            if fault.choose_connection(chance=self._random.random()):
+                fault.hits += 1
+                return True
+        return False
 
     async def _pace(self, side: Side, size: int) -> None:
         """Return when the link has carried that many bytes more."""
