@@ -29,6 +29,11 @@ __all__ = ["Boto3ArtifactStore"]
 # The pool has at most 8 workers; a caller's own threads come on top.
 _CONNECTIONS = 32
 
+# Seconds to connect (and to hand on a piece of a body), and to wait for the next bytes of an
+# answer. The SDK waits 60 for each: ten tries into a black hole would take ten minutes.
+_CONNECT_TIMEOUT = 10
+_READ_TIMEOUT = 30
+
 # One PUT up to here, parts of this size above; S3 wants at least 5 MiB and at most 10,000 parts.
 _PART_SIZE = 64 * 2**20
 _MOST_PARTS = 10_000
@@ -221,6 +226,8 @@ class Boto3ArtifactStore:
             raise ImportError("An S3 store needs boto3: pip install 'casartifacts[s3]'") from error
         config = Config(
             max_pool_connections=_CONNECTIONS,
+            connect_timeout=_CONNECT_TIMEOUT,
+            read_timeout=_READ_TIMEOUT,
             # The default CRC32 trailer is refused by Ceph (411) and Swift (501) over https, and
             # some servers answer a range with the checksum of the whole object.
             request_checksum_calculation="when_required",
