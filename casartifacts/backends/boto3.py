@@ -43,6 +43,16 @@ _MOST_CONFLICTS = 5
 
 _MISSING = {"NoSuchKey", "404", "NotFound"}
 
+# What S3 leaves unsaid: a HEAD is answered without words, and a missing name like a forbidden one.
+_UNSAID = {
+    400: "S3 does not say why; often the credentials have expired: renew them.",
+    403: (
+        "Either these credentials may not read it, or it is missing and they may not list the "
+        "bucket: without s3:ListBucket, S3 answers 403 for what is missing. Grant s3:GetObject and "
+        "s3:ListBucket."
+    ),
+}
+
 
 class Boto3ArtifactStore:
     """Keeps each artifact as one object in a bucket.
@@ -251,6 +261,8 @@ class Boto3ArtifactStore:
         except _client_error() as error:
             if _status(error) == 404 and _code(error) in _MISSING:  # noqa: PLR2004
                 raise errors.not_found(name, self) from error
+            if operation in {"get_object", "head_object"} and _status(error) in _UNSAID:
+                error.add_note(f"casartifacts: {name} in {self!r}: {_UNSAID[_status(error)]}")
             raise
 
     def _extra(self, operation: str) -> dict[str, Any]:
