@@ -184,11 +184,13 @@ class ContentStore:
         self._knowledge.forget(name)
         self._remember(artifact_id, _REMOVED)
         body = self._read_ref(artifact_id)
+        # Before anything is done: whoever may not ask is refused here.
+        plain = self.backend.stat(artifact_id)
         if body is not None:
             # A fresh object: its own time in the backend is the time of the removal.
             self.backend.write(names.trashed_ref(artifact_id), io.BytesIO(body))
             self.backend.remove(name)
-        if self.backend.stat(artifact_id) is not None:
+        if plain is not None:
             self.backend.remove(artifact_id)
         elif body is None:
             raise errors.not_found(artifact_id, self)

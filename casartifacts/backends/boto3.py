@@ -12,6 +12,7 @@ Rule 3: an error of the caller's body reaches the caller as it is, not wrapped b
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 __all__ = ["Boto3ArtifactStore"]
+
+_logger = logging.getLogger(__name__)
 
 # The pool has at most 8 workers; a caller's own threads come on top.
 _CONNECTIONS = 32
@@ -42,6 +45,9 @@ _MOST_PARTS = 10_000
 _MOST_CONFLICTS = 5
 
 _MISSING = {"NoSuchKey", "404", "NotFound"}
+
+# What breaks an upload may break its end, too, once.
+_MOST_ABORTS = 3
 
 # What S3 leaves unsaid: a HEAD is answered without words, and a missing name like a forbidden one.
 _UNSAID = {
@@ -337,9 +343,21 @@ class Boto3ArtifactStore:
                 **self._extra("complete_multipart_upload"),
             )
         except BaseException:
-            # Unfinished parts cost money for ever.
-            client.abort_multipart_upload(**where, **self._extra("abort_multipart_upload"))
+            self._abort(where)
             raise
+
+    def _abort(self, where: dict[str, Any]) -> None:
+        """Drop unfinished parts, which cost money for ever; what broke them is raised, not this."""
+        extra = self._extra("abort_multipart_upload")
+        for _ in range(_MOST_ABORTS):
+            try:
+                self.client.abort_multipart_upload(**where, **extra)
+            except Exception as error:  # noqa: BLE001 -- what broke the upload is what is raised
+                _logger.warning("Parts of %s may be left in %r: %s", where["Key"], self, error)
+                if _status(error) == 404:  # noqa: PLR2004 -- they are gone
+                    return
+            else:
+                return
 
 
 def _client_error() -> type[Exception]:
@@ -354,7 +372,7 @@ def _seconds(modified: datetime) -> float:
 
 
 def _status(error: BaseException) -> int:
-    response: Mapping[str, Any] = getattr(error, "response", {})
+    response: Mapping[str, Any] = getattr(error, "response", None) or {}
     status: int = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     return status
 

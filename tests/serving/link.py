@@ -68,10 +68,8 @@ class Link:
     async def run(self) -> None:
         """Take one request after the other, until a side or a fault ends the connection."""
         try:
-            if self._proxy._drops():
-                self._reset = True
-                raise Gone("planned: drop")
-            while raw := await self._client.until(b"\r\n\r\n"):
+            self._reset = self._proxy._drops()
+            while not self._reset and (raw := await self._client.until(b"\r\n\r\n")):
                 await self._take(Head(raw))
         except (Gone, OSError):
             pass
@@ -167,9 +165,7 @@ class Link:
         async for piece, _ in server.body(answer.length):
             shown = piece[:left]
             left -= len(shown)
-            await self._forward(
-                self._client, shown, job, side="answer", body=True, last=not left
-            )
+            await self._forward(self._client, shown, job, side="answer", body=True, last=not left)
             if not left:
                 return
 
