@@ -21,6 +21,7 @@ import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import pytest
@@ -354,11 +355,13 @@ class Place:
         self.prefix = uuid.uuid4().hex
         self.near = self.store(side.near, tries=1)
 
-    def store(self, client: Any, *, tries: int = TRIES) -> ContentStore:
+    def store(self, client: Any, *, tries: int = TRIES, max_delay: float = 0.05) -> ContentStore:
         """Open the store, without a cache, with a client; delays are short."""
         kind: Any = GCSArtifactStore if self.side.protocol == "gcs" else Boto3ArtifactStore
         backend = kind(self.side.bucket, client, prefix=self.prefix)
-        return ContentStore(Backoff(backend, max_retries=tries, min_delay=0.01, max_delay=0.05))
+        return ContentStore(
+            Backoff(backend, max_retries=tries, min_delay=0.01, max_delay=max_delay)
+        )
 
     def far(self) -> ContentStore:
         """Open the store through the proxy."""
@@ -668,23 +671,26 @@ def test_without_a_right_what_needs_it_is_refused_at_once_and_nothing_else(
         "Resource": [bucket, f"{bucket}/*"],
     }
     policy = {"Version": "2012-10-17", "Statement": [statement]}
-    for act in ("upload small", "download", "read", "list", "remove"):
-        job = Job(Place(side), act, tmp_path)
+    acts: tuple[Act, ...] = ("upload small", "download", "read", "list", "remove")
+    jobs = [Job(Place(side), act, tmp_path) for act in acts]
+    for job in jobs:
         job.prepare()
-        side.near.put_bucket_policy(Bucket=side.bucket, Policy=json.dumps(policy))
-        side.proxy.reset()
-        store = job.place.store(anonymous)
-        try:
-            if act in refused:
-                kinds, told = raised(lambda: job.do(store))  # noqa: B023 -- called here
+    side.near.put_bucket_policy(Bucket=side.bucket, Policy=json.dumps(policy))
+    try:
+        for job in jobs:
+            side.proxy.reset()
+            act = partial(job.do, job.place.store(anonymous))
+            if job.act in refused:
+                kinds, told = raised(act)
                 assert "ClientError" in kinds
-                assert refused[act] in told
+                assert refused[job.act] in told
             else:
-                job.do(store)
-        finally:
-            side.near.delete_bucket_policy(Bucket=side.bucket)
-        assert len(place.exchanges(403)) == (act in refused)
-        if act in refused:
+                act()
+            assert len(place.exchanges(403)) == (job.act in refused)
+    finally:
+        side.near.delete_bucket_policy(Bucket=side.bucket)
+    for job in jobs:
+        if job.act in refused:
             job.do(job.place.near)
         job.check()
         job.place.check_whole()
@@ -903,9 +909,8 @@ def under_load(
     place: Place, client: Any, break_it: Callable[[], object], *, times: int = 3
 ) -> None:
     """Let four threads upload, read and remove while something breaks; then look at everything."""
-    store = place.store(client, tries=10)
-    patient: Any = store.backend
-    patient._min_delay, patient._max_delay = 0.05, 3.0
+    # A minute at most, and half of it on average: a restart takes seconds.
+    store = place.store(client, tries=40, max_delay=2)
     stop = threading.Event()
     kept: dict[str, bytes] = {}
     removed: list[str] = []
