@@ -30,7 +30,7 @@ FLOORS = [
     {""},
     {"__main__"},
     {"cli"},
-    {"studies"},
+    {"doctor", "studies"},
     {"opening"},
     {"store"},
     {"backoff", "cache", "planning", "reading"},
@@ -39,7 +39,7 @@ FLOORS = [
     {"cache.database", "cache.slots"},
     {"cache.table"},
     {"cache.folder"},
-    {"cache.counters", "cache.trust"},
+    {"cache.counters", "cache.mounts", "cache.trust"},
     {"cache.failures"},
     {
         "backends.boto3",
@@ -72,7 +72,7 @@ LIBRARIES = {
     "click": {"cli"},
     "diskcache": {"cache.table"},
     "google": {"backends.gcs"},
-    "importlib": {""},  # an import that cannot be read here
+    "importlib": {"", "doctor"},  # an import that cannot be read here; versions
     "optuna": {"", "errors", "lifecycle", "studies"},
     "pyfastcdc": {"chunking"},
     "sqlalchemy": {"studies"},
