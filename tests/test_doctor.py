@@ -144,6 +144,24 @@ def test_a_folder_that_may_not_be_entered(without_privileges: Path) -> None:
     assert "Permission denied" in found["list"].found
 
 
+def test_a_folder_in_a_folder_that_may_not_be_entered(without_privileges: Path) -> None:
+    above = without_privileges / "above"
+    (above / "store").mkdir(parents=True)
+    above.chmod(0)
+    found = examine(above / "store", cache=above / "cache")
+    assert not_fine(found) == {
+        "folder": "wrong",
+        "list": "wrong",
+        "record": "wrong",
+        "folders": "wrong",
+        "write": "wrong",
+        "cache": "wrong",
+    }
+    assert all(
+        "Permission denied" in each.found for each in found.values() if each.state == "wrong"
+    )
+
+
 def test_a_small_disk_and_a_full_one(small_disk: Path) -> None:
     found = examine(small_disk / "store")
     assert not_fine(found) == {"folder": "warning"}
@@ -159,7 +177,7 @@ def test_a_small_disk_and_a_full_one(small_disk: Path) -> None:
         "not tried": "warning",
         "cache room": "warning",
     }
-    assert "No space left" in found["write"].found
+    assert re.search("No space left.*Make room", told(found["write"]))
     assert "Make room" in found["folder"].advice
     assert tree(small_disk) == before
 
@@ -167,9 +185,13 @@ def test_a_small_disk_and_a_full_one(small_disk: Path) -> None:
 def test_what_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     found = examine(tmp_path / "file", cache=tmp_path / "file")
-    assert found["folder"].state == found["cache"].state == "wrong"
-    assert "is no folder" in found["folder"].found
-    assert "is no folder" in found["cache"].found
+    for about in ("folder", "cache"):
+        assert re.search("file is no folder.*--", told(found[about]))
+    assert not_fine(found) == {"folder": "wrong", "cache": "wrong"}
+    assert "write" not in found
+    found = examine(tmp_path / "file" / "deeper")
+    assert not_fine(found) == {"folder": "wrong"}
+    assert tree(tmp_path) == [("file", (tmp_path / "file").lstat().st_mode)]
 
 
 def test_a_store_of_another_format_and_a_damaged_one(tmp_path: Path) -> None:
@@ -560,6 +582,8 @@ def test_nothing_is_left_when_a_check_fails(
         found = examine(url)
         assert planned.hits == 1
     assert about in not_fine(found)
+    if fault.status == 503:
+        assert "Try again later" in found[about].advice or fault.kind != "refuse"
     assert "left behind" not in found
     assert objects(url) == set()
 

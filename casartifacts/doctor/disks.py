@@ -21,11 +21,12 @@ LITTLE_ROOM = 2**30
 def disk_of(folder: Path) -> Finding:
     """Say where a folder lies and how much room there is."""
     place = nearest(folder)
+    if not place.is_dir():
+        return Finding("folder", "wrong", f"{place} is no folder", "Name another one: --store")
     disk = shutil.disk_usage(place)
-    is_there = "" if folder.is_dir() else ", which the first upload makes"
-    found = f"{folder}{is_there}{kind_of(folder)}, {amount(disk.free)} of {amount(disk.total)} free"
-    if folder.exists() and not folder.is_dir():
-        return Finding("folder", "wrong", f"{folder} is no folder", "Name another one: --store")
+    found = f"{folder}{kind_of(folder)}, {amount(disk.free)} of {amount(disk.total)} free"
+    if place != folder.absolute():
+        found += "; the first upload makes it"
     if disk.free < LITTLE_ROOM:
         advice = "Make room: when the disk is full, uploads fail"
         return Finding("folder", "warning", found, advice)

@@ -3,7 +3,7 @@
 It is asked through the contracts of its backend, as `ContentStore` would ask it.
 
 Rule 1: what is written lies under one name of its own, in `tmp/`, and is removed whatever happens;
-what cannot be removed is says. No store is made.
+what cannot be removed is told. No store is made.
 Rule 2: a question is asked once.
 Rule 3: a right that is missing does not hide another one; but what stands on it is not tried.
 """
@@ -11,8 +11,11 @@ Rule 3: a right that is missing does not hide another one; but what stands on it
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
+import os
 import secrets
+import shutil
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -83,6 +86,19 @@ _CREDENTIALS = {
 _SERVER = {
     "s3": "Is the server up, and the address right (AWS_ENDPOINT_URL_S3, AWS_REGION, a proxy)?",
     "gs": "Is the network up, and the address right (STORAGE_EMULATOR_HOST, a proxy)?",
+}
+
+# The right behind each thing that is not called like one.
+_NEEDED = {
+    "checksums": "write",
+    "clock": "read",
+    "conditions": "write",
+    "folder": "read",
+    "folders": "read",
+    "missing": "read",
+    "move": "read",
+    "ranges": "read",
+    "record": "read",
 }
 
 _UNUSABLE = "Something between here and the disk changes bytes: use another server or no proxy"
@@ -162,22 +178,32 @@ def store_in(backend: Backend, *, url: str) -> Iterator[Finding]:
 
 def _folder(place: Place, folder: Path) -> Iterator[Finding]:
     """Examine a folder; what is tried lies in a folder of its own, beside what is not published."""
-    yield disk_of(folder)
+
+    def disk(place: Place) -> Iterator[Finding]:
+        found = disk_of(folder)
+        place.is_lost = found.state == "wrong"
+        yield found
+
+    yield from _ask(place, "folder", disk)
     yield from _ask(place, "list", _reach)
     yield from _ask(place, "record", _record)
-    if folder.is_dir():
-        yield from _ask(place, "folders", _folders)
-    near = next(
-        path for path in (folder / "tmp", folder, *folder.absolute().parents) if path.is_dir()
-    )
-    try:
-        own = tempfile.TemporaryDirectory(prefix="doctor-", dir=near)
-    except OSError as error:
-        yield Finding("write", "wrong", told(error), place.advice("write"))
+    yield from _ask(place, "folders", _folders)
+    if place.is_lost:
         return
-    with own as name:
-        tried = FileSystemArtifactStore(name)
+    try:
+        places = (folder / "tmp", folder, *folder.absolute().parents)
+        near = next(path for path in places if path.is_dir())
+        own = tempfile.mkdtemp(prefix="doctor-", dir=near)
+    except OSError as error:
+        yield Finding("write", "wrong", told(error), _what_to_do(place, error, right="write"))
+        return
+    try:
+        tried = FileSystemArtifactStore(own)
         yield from _try_rights(Place(place.url, tried, below="", able=place.able))
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
+    if os.path.lexists(own):
+        yield Finding("left behind", "warning", f"{own} cannot be removed", "Delete it")
 
 
 def _ask(place: Place, about: str, check: Callable[[Place], Iterator[Finding]]) -> list[Finding]:
@@ -188,10 +214,23 @@ def _ask(place: Place, about: str, check: Callable[[Place], Iterator[Finding]]) 
         return within(lambda: list(check(place)))
     except TimeoutError as error:
         place.is_lost = True
-        return [Finding(about, "wrong", told(error), _SERVER.get(place.kind, ""))]
+        return [Finding(about, "wrong", told(error), _what_to_do(place, error, right=""))]
     except Exception as error:  # noqa: BLE001 -- whatever it is, it is a finding
-        right = about if about in _RIGHTS["s3"] else "read"
-        return [Finding(about, "wrong", told(error), place.advice(right))]
+        right = _NEEDED.get(about, about)
+        return [Finding(about, "wrong", told(error), _what_to_do(place, error, right=right))]
+
+
+def _what_to_do(place: Place, error: Exception, *, right: str) -> str:
+    """Say what to do about an error that came of an attempt that takes a right."""
+    status, _ = answer_of(error)
+    number = error.errno if isinstance(error, OSError) else None
+    if status == _FORBIDDEN or number in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        return place.advice(right)
+    if number in {errno.ENOSPC, errno.EDQUOT}:
+        return "Make room, or choose another disk"
+    if status:
+        return "Try again later; if it stays, the server's log tells more"
+    return _SERVER.get(place.kind, "Is the disk in order, and mounted?")
 
 
 def not_opened(url: str, error: Exception) -> Finding:
@@ -335,12 +374,14 @@ def _lists_what_was_written(place: Place) -> Iterator[Finding]:
 def _clock(place: Place) -> Iterator[Finding]:
     """Compare the time under which it was written with ours."""
     name = place.name("written")
+    entry = None
     if "list" in place.able:
-        entry = next(entry for entry in place.backend.list(place.below) if entry.name == name)
-    elif (entry := place.backend.stat(name)) is None:  # type: ignore[assignment]
-        return
-    if not entry.modified:
-        yield Finding("clock", "warning", "it does not tell when something was written")
+        listed = place.backend.list(place.below)
+        entry = next((entry for entry in listed if entry.name == name), None)
+    entry = entry or place.backend.stat(name)
+    if entry is None or not entry.modified:
+        says = "it does not tell when something was written"
+        yield Finding("clock", "warning", says, "Nothing can be collected there")
         return
     difference = entry.modified - place.written_at
     counts = "collection goes by its clock alone"
