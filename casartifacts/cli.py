@@ -421,9 +421,9 @@ def doctor(settings: _Settings, *, as_json: bool) -> None:
             if as_json:
                 _put_line(json.dumps(asdict(finding)))
                 continue
-            advice = f". {finding.advice}." if finding.advice else ""
-            line = f"{finding.state:7}  {finding.about:11}  {finding.found.rstrip('.')}{advice}"
-            _put_line(_printable(line))
+            parts = filter(None, (finding.found, finding.advice))
+            said = " ".join(part if part[-1] in ".?" else f"{part}." for part in parts)
+            _put_line(_printable(f"{finding.state:7}  {finding.about:11}  {said}"))
     except ValueError as error:
         raise click.UsageError(str(error)) from error
 

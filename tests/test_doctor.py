@@ -331,6 +331,16 @@ def test_credentials_that_are_wrong(
     assert "Unable to locate credentials" in found["credentials"].found
 
 
+def test_a_certificate_that_nobody_vouches_for(
+    ceph: Server, use: Callable[[Server], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(ceph.over_https())
+    monkeypatch.delenv("AWS_CA_BUNDLE")
+    found = examine(url_of(ceph, ceph.make_bucket()))
+    assert not_fine(found) == {"server": "wrong"}
+    assert "AWS_CA_BUNDLE" in found["server"].advice
+
+
 @pytest.mark.parametrize("protocol", ["s3", "gs"])
 def test_a_server_that_is_not_there_and_one_that_is_silent(
     protocol: str, monkeypatch: pytest.MonkeyPatch
@@ -346,9 +356,9 @@ def test_a_server_that_is_not_there_and_one_that_is_silent(
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
         begun = time.monotonic()
         found = examine(f"{protocol}://bucket/runs")
-        assert not_fine(found) == {"list": "wrong"}
-        assert "no answer in 4 s" in found["list"].found
-        assert "Is the" in found["list"].advice
+        assert not_fine(found) == {"server": "wrong"}
+        assert "no answer in 4 s" in found["server"].found
+        assert "Is the" in found["server"].advice
     found = examine(f"{protocol}://bucket/runs")
     assert not_fine(found) == {"server": "wrong"}
     assert "Is the" in found["server"].advice
@@ -551,6 +561,7 @@ def test_a_server_that_ignores_conditions(
 @pytest.mark.parametrize(
     ("fault", "about"),
     [
+        (Fault("refuse", method="GET", times=1), "server"),
         (Fault("refuse", method="GET", target="/written"), "read"),
         (Fault("refuse", method="GET", target="/written", skip=1, times=1), "ranges"),
         (Fault("reset", method="GET", target="/written", side="answer", after=1000), "read"),
@@ -742,15 +753,27 @@ def test_a_cache_whose_table_is_broken_is_left_as_it_is(tmp_path: Path) -> None:
     folder = tmp_path / "cache"
     fill(ArtifactCache(folder))
     table = (folder / "cache.db").read_bytes()
-    for broken in (b"no table at all" * 1000, table[:5000], b"", table[:8192] + bytes(9000)):
+    # No table; one that was cut; zeros in its pages; a count in its header that is not right.
+    for broken in (
+        b"no table at all" * 1000,
+        table[:5000],
+        table[:8192] + bytes(len(table) - 8192),
+        table[:36] + b"\0\0\0\7" + table[40:],
+    ):
         (folder / "cache.db").write_bytes(broken)
         before = tree(folder)
         found = examine(tmp_path / "store", cache=folder)
-        if broken:
-            assert not_fine(found) == {"cache table": "wrong"}
-            assert f"Delete {folder}" in found["cache table"].advice
-            assert (folder / "cache.db").read_bytes()[:4000] == broken[:4000]
+        assert not_fine(found) == {"cache table": "wrong"}
+        assert f"Delete {folder}" in found["cache table"].advice
         assert tree(folder) == before
+    (folder / "cache.db").write_bytes(b"")
+    assert not_fine(examine(tmp_path / "store", cache=folder)) == {}
+    assert (folder / "cache.db").read_bytes() == b""
+    (folder / "cache.db").unlink()
+    os.mkfifo(folder / "cache.db")
+    found = examine(tmp_path / "store", cache=folder)
+    assert not_fine(found) == {"cache table": "wrong"}
+    assert "it is no file" in found["cache table"].found
 
 
 def test_a_cache_that_others_may_write_to_and_one_that_we_may_not(without_privileges: Path) -> None:

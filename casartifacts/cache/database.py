@@ -149,15 +149,21 @@ def trouble_with(folder: str) -> str:
 
     Unlike a use, nothing is made where there is no table, and a broken one stays where it is.
     """
-    if not os.path.lexists(f"{folder}/{places.TABLE}"):
+    try:
+        status = os.lstat(f"{folder}/{places.TABLE}")
+    except FileNotFoundError:
         return ""
+    if not stat.S_ISREG(status.st_mode):
+        return "it is no file"
+    if not status.st_size:
+        return ""  # the next use fills it
     with _guard:
         try:
             with contextlib.closing(Table(folder)) as table:
                 (found,) = table.sql("PRAGMA quick_check(1)").fetchone()
         except (*FAILURES, OSError, TypeError, ValueError, AttributeError) as error:
             return str(error) or repr(error)
-    return "" if found == "ok" else str(found)
+    return "" if found == "ok" else " ".join(str(found).split())
 
 
 def _identity(path: str) -> tuple[int, int] | None:

@@ -35,7 +35,10 @@ def programs() -> Iterator[Finding]:
     missing = []
     package = __name__.partition(".")[0]
     try:
-        requirements = [package, *(metadata.requires(package) or [])]
+        requirements = [
+            package,
+            *(each for each in metadata.requires(package) or [] if "testing" not in each),
+        ]
     except metadata.PackageNotFoundError:
         requirements = []  # run from its source, without having been installed
     for requirement in requirements:

@@ -167,7 +167,7 @@ def store_in(backend: Backend, *, url: str) -> Iterator[Finding]:
     if isinstance(backend, FileSystemArtifactStore):
         yield from _folder(place, backend.folder)
         return
-    yield from _ask(place, "list", _reach)
+    yield from _ask(place, "server", _reach)
     try:
         yield from _try_rights(place)
     finally:
@@ -228,6 +228,9 @@ def _what_to_do(place: Place, error: Exception, *, right: str) -> str:
         return place.advice(right)
     if number in {errno.ENOSPC, errno.EDQUOT}:
         return "Make room, or choose another disk"
+    if "SSLError" in classes_of(error):
+        variable = "AWS_CA_BUNDLE" if place.kind == "s3" else "REQUESTS_CA_BUNDLE"
+        return f"Set {variable} to a file with the certificate of who vouches for this server"
     if status:
         return "Try again later; if it stays, the server's log tells more"
     return _SERVER.get(place.kind, "Is the disk in order, and mounted?")
@@ -247,7 +250,9 @@ def _reach(place: Place) -> Iterator[Finding]:
     """List what `ls` lists: a listing says more about what is wrong than other requests."""
     try:
         next(iter(place.backend.list(names.REFS)), None)
-    except Exception as error:  # noqa: BLE001 -- whatever it is, it is a finding
+    except Exception as error:
+        if not place.kind:
+            raise
         yield from _not_reached(place, error)
         return
     place.able.add("list")
@@ -259,9 +264,6 @@ def _reach(place: Place) -> Iterator[Finding]:
 def _not_reached(place: Place, error: Exception) -> Iterator[Finding]:
     status, code = answer_of(error)
     says = told(error)
-    if isinstance(error, PermissionError):
-        yield Finding("list", "wrong", says, place.advice("list"))
-        return
     if code in _UNKNOWN_CODES or status == _UNAUTHORIZED or classes_of(error) & _UNKNOWN_CLASSES:
         advice = f"{_CREDENTIALS.get(place.kind, '')}; the clock of this machine must be right, too"
         yield Finding("credentials", "wrong", says, advice)
@@ -276,7 +278,7 @@ def _not_reached(place: Place, error: Exception) -> Iterator[Finding]:
         advice = "Set AWS_REGION to where the bucket is, and AWS_ENDPOINT_URL_S3 to its server"
         yield Finding("bucket", "wrong", says, advice if place.kind == "s3" else "")
     else:
-        yield Finding("server", "wrong", says, _SERVER.get(place.kind, ""))
+        yield Finding("server", "wrong", says, _what_to_do(place, error, right="list"))
     place.is_lost = True
 
 
