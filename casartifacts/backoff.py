@@ -67,7 +67,8 @@ _PASSING_ERRNOS = frozenset({errno.EAGAIN, errno.EINTR, errno.ESTALE, errno.ETIM
 # Seconds that a server's Retry-After is followed at most.
 _LONGEST_RETRY_AFTER = 120.0
 
-_BUFFER_SIZE = 2**20
+# Small, so that larger reads go straight into the buffer of whoever reads.
+_BUFFER_SIZE = 2**16
 
 
 class Backoff:
@@ -120,9 +121,18 @@ class Backoff:
     def open_reader(self, artifact_id: str) -> BinaryIO:
         """Open a reader that goes on where it stopped if it dies."""
         reader = self._try(f"opening {artifact_id}", lambda: self._backend.open_reader(artifact_id))
+        return self._resuming(artifact_id, reader, offset=0, end=None)
+
+    def open_range(self, name: str, start: int, length: int) -> BinaryIO:
+        """Open a range, for a reader that goes on where it stopped if it dies."""
+        reader = self._try(f"opening {name}", lambda: self._backend.open_range(name, start, length))
+        return self._resuming(name, reader, offset=start, end=start + length)
+
+    def _resuming(self, name: str, reader: BinaryIO, *, offset: int, end: int | None) -> BinaryIO:
         if getattr(reader, "version", None) is None:
             return reader  # it cannot be opened midway, or needs not
-        return io.BufferedReader(_Resuming(self, artifact_id, reader), _BUFFER_SIZE)
+        resuming = _Resuming(self, name, reader, offset=offset, end=end)
+        return io.BufferedReader(resuming, _BUFFER_SIZE)
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
         """Write, each time from where the body stood."""
@@ -158,10 +168,6 @@ class Backoff:
     def stat(self, name: str) -> Entry | None:
         """Look at a name."""
         return self._try(f"looking at {name}", lambda: self._backend.stat(name))
-
-    def read_into(self, name: str, start: int, buffer: memoryview) -> int:
-        """Read a range; a try that broke off is begun again."""
-        return self._try(f"reading {name}", lambda: self._backend.read_into(name, start, buffer))
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """List; a listing that broke off begins again, and what was told is passed over."""
@@ -257,35 +263,41 @@ class Backoff:
 class _Resuming(io.RawIOBase):
     """A forward reader that is opened again, at its offset, when it dies."""
 
-    def __init__(self, backoff: Backoff, artifact_id: str, reader: Any) -> None:
+    def __init__(
+        self, backoff: Backoff, artifact_id: str, reader: Any, *, offset: int, end: int | None
+    ) -> None:
         self._backoff = backoff
         self._artifact_id = artifact_id
         self._reader = reader
         self._version = reader.version
-        self._offset = 0
+        self._offset = offset
+        self._end = end
         self._dead = False
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        piece = self._backoff._try(f"reading {self._artifact_id}", lambda: self._read(len(buffer)))  # noqa: SLF001
-        buffer[: len(piece)] = piece
-        self._offset += len(piece)
-        return len(piece)
+        if self._offset == self._end:
+            return 0
+        count = self._backoff._try(f"reading {self._artifact_id}", lambda: self._read(buffer))  # noqa: SLF001
+        self._offset += count
+        return count
 
-    def _read(self, length: int) -> bytes:
+    def _read(self, buffer: memoryview) -> int:
         if self._dead:
             backend: Any = self._backoff._backend  # noqa: SLF001
             self._reader.close()
-            self._reader = backend.open_from(self._artifact_id, self._offset, self._version)
+            self._reader = backend.open_from(
+                self._artifact_id, self._offset, self._version, end=self._end
+            )
             self._dead = False
         try:
-            piece: bytes = self._reader.read1(length)
+            count: int = self._reader.readinto1(buffer)
         except Exception:
             self._dead = True
             raise
-        return piece
+        return count
 
     def close(self) -> None:
         if not self.closed:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BUFFER_SIZE",
+    "Target",
     "check_target",
     "copy",
     "fill",
@@ -26,7 +27,6 @@ __all__ = [
     "is_same_file",
     "publishing",
     "write",
-    "write_at",
 ]
 
 # 1 MiB: larger buffers copy no faster (243 ms/GiB at this size).
@@ -37,8 +37,6 @@ _MOST_PER_CALL = 2**30
 
 # What copy_file_range answers where it cannot be used: another file system (EXDEV), an old kernel
 # (ENOSYS), a file system that refuses (EINVAL, EOPNOTSUPP, EPERM in some containers).
-_seeking = threading.Lock()
-
 _CANNOT_COPY_RANGE = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}
 
 
@@ -51,17 +49,32 @@ def write(file: io.FileIO, piece: bytes | bytearray | memoryview) -> int:
         return done
 
 
-def write_at(file: io.FileIO, piece: bytes | bytearray | memoryview, offset: int) -> None:
-    """Write all of a piece to an unbuffered file, from an offset; several threads may."""
-    if not hasattr(os, "pwrite"):  # Windows
-        with _seeking:
-            file.seek(offset)
-            write(file, piece)
-        return
-    with memoryview(piece) as rest:
+class Target:
+    """An unbuffered file that several threads write to and read from, by offset."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self._file = file
+        self._seeking = threading.Lock()
+
+    def write_at(self, piece: memoryview, offset: int) -> None:
+        """Write all of a piece from an offset."""
+        if not hasattr(os, "pwrite"):  # Windows
+            with self._seeking:
+                self._file.seek(offset)
+                write(self._file, piece)
+            return
         done = 0
-        while done < len(rest):
-            done += os.pwrite(file.fileno(), rest[done : done + _MOST_PER_CALL], offset + done)
+        while done < len(piece):
+            part = piece[done : done + _MOST_PER_CALL]
+            done += os.pwrite(self._file.fileno(), part, offset + done)
+
+    def read_at(self, buffer: memoryview, offset: int) -> int:
+        """Fill a buffer from an offset; returns how many bytes there were."""
+        if not hasattr(os, "preadv"):  # Windows, macOS before 11
+            with self._seeking:
+                self._file.seek(offset)
+                return self._file.readinto(buffer)
+        return os.preadv(self._file.fileno(), [buffer], offset)
 
 
 def fill(reader: BinaryIO, buffer: memoryview) -> int:
@@ -148,7 +161,7 @@ def publishing(file_path: str | os.PathLike[str], *, overwrite: bool) -> Iterato
     target = Path(file_path)
     check_target(target, overwrite=overwrite)
     tmp = target.with_name(f".casartifacts-{secrets.token_hex(8)}.part")
-    with tmp.open("xb", buffering=0) as file:
+    with tmp.open("x+b", buffering=0) as file:
         try:
             yield file
             if overwrite:

@@ -84,10 +84,11 @@ class Backend(ArtifactStore, Protocol):
         """Return what is under this name, or None; what is reported is as durable as a write."""
         ...
 
-    def read_into(self, name: str, start: int, buffer: memoryview) -> int:
-        """Fill a buffer with the bytes from `start`; raises `ArtifactNotFound`.
+    def open_range(self, name: str, start: int, length: int) -> BinaryIO:
+        """Open what is under a name to read `length` bytes from `start`; raises `ArtifactNotFound`.
 
-        Returns how many there were: fewer than the buffer holds only at the end.
+        The reader ends earlier only where the bytes do. What it gives beyond `length` bytes is not
+        said: ask for no more.
         """
         ...
 

@@ -17,10 +17,10 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeVar
 
-from casartifacts import errors, names
-from casartifacts.digest import Hasher, digest_of
+from casartifacts import errors, files, names
+from casartifacts.digest import BUFFER_SIZE, Hasher, digest_of
 from casartifacts.errors import CorruptArtifact
 from casartifacts.manifest import Manifest
 from casartifacts.parallel import WORKERS, in_order
@@ -30,18 +30,20 @@ if TYPE_CHECKING:
 
     from casartifacts.protocols import Backend
 
-__all__ = ["PieceReader", "bring", "content", "record"]
+__all__ = ["PieceReader", "Target", "bring", "content", "record"]
 
 _T = TypeVar("_T")
 
-# Where a request costs a round trip, few large ones: 4 MiB takes as long as 30 ms of latency at
-# 1 Gbit/s. Near by, what stays in the processor's cache while it is read, hashed and written.
+# A piece ends with the chunk that makes it at least so long, or with its segment. Near by it stays
+# in the processor's cache while it is read, hashed and written, and more of them at once would wait
+# for each other at the file they write to.
 _PIECE_SIZE = 2 * 2**20
-_REMOTE_PIECE_SIZE = 4 * 2**20
-
-# Pieces under way. Near by, more of them would only wait for each other at the file they write to.
 _AHEAD = 2
-_REMOTE_AHEAD = WORKERS
+
+# Elsewhere a request costs a round trip: for a reader there are 20 MiB on their way; to a file go a
+# few large requests, streamed, so that their memory is that of their buffers.
+_REMOTE_PIECE_SIZE = 4 * 2**20
+_STREAM_SIZE = 32 * 2**20
 
 # Most records are smaller, and a reader makes room for all that it is asked for.
 _RECORD_PIECE_SIZE = 2**16
@@ -98,16 +100,28 @@ def content(backend: Backend, *, digest: str, size: int, is_small: bool) -> Iter
         yield piece
 
 
+class Target(Protocol):
+    """A file that is being filled."""
+
+    def write_at(self, piece: memoryview, offset: int) -> None:
+        """Write bytes from an offset; called by several threads."""
+        ...
+
+    def read_at(self, buffer: memoryview, offset: int) -> int:
+        """Read what was written back into a buffer; returns how much there was."""
+        ...
+
+
 def bring(
     backend: Backend,
+    target: Target,
     *,
     digest: str,
     size: int,
     is_small: bool,
-    write_at: Callable[[memoryview, int], object],
     report: Callable[[int], object],
 ) -> None:
-    """Hand the bytes of a content, by offset and in any order, to `write_at`, in several threads.
+    """Write the bytes of a content to a file, in any order.
 
     They are verified when this returns, so nothing of them is published before: one digest instead
     of two. What reads wrong is brought once more, chunk by chunk, which says where it is wrong.
@@ -118,19 +132,15 @@ def bring(
         CorruptArtifact: They read wrong twice, or are not there.
     """
     if is_small:
-        write_at(memoryview(_small_content(backend, digest, size)), 0)
+        target.write_at(memoryview(_small_content(backend, digest, size)), 0)
         report(size)
         return
-    pieces = _Pieces(backend, _manifest(backend, digest, size))
-
-    def read_and_write(piece: _Piece, buffer: memoryview) -> None:
-        pieces.read(piece, buffer)
-        write_at(buffer, piece.offset)
-
+    manifest = _manifest(backend, digest, size)
     hasher = Hasher()
     done = 0
-    with suppress(CorruptArtifact), closing(pieces.fetched(read_and_write)) as fetched:
-        for piece in fetched:
+    brought = _streamed if backend.remote else _copied
+    with suppress(CorruptArtifact), closing(brought(backend, manifest, target)) as pieces:
+        for piece in pieces:
             hasher.update(piece)
             done += len(piece)
             report(done)
@@ -138,9 +148,44 @@ def bring(
         return
     done = 0
     for piece in content(backend, digest=digest, size=size, is_small=False):
-        write_at(piece, done)
+        target.write_at(piece, done)
         done += len(piece)
         report(done)
+
+
+def _copied(backend: Backend, manifest: Manifest, target: Target) -> Generator[memoryview]:
+    """Read, write and yield the bytes from the same few buffers."""
+    pieces = _Pieces(backend, manifest)
+
+    def copy(piece: _Piece, buffer: memoryview) -> None:
+        pieces.read(piece, buffer)
+        target.write_at(buffer, piece.offset)
+
+    yield from pieces.fetched(copy)
+
+
+def _streamed(backend: Backend, manifest: Manifest, target: Target) -> Generator[memoryview]:
+    """Let large pieces stream to the file side by side; yield the bytes as they lie in it."""
+    pieces = _Pieces(backend, manifest, least=_STREAM_SIZE)
+
+    def stream(piece: _Piece) -> _Piece:
+        buffer = memoryview(bytearray(BUFFER_SIZE))
+        for part in pieces.parts(piece):
+            with part.open() as reader:
+                at = 0
+                while at < part.length:
+                    view = buffer[: part.length - at]
+                    part.check(at + files.fill(reader, view), at + len(view))
+                    target.write_at(view, part.offset + at)
+                    at += len(view)
+        return piece
+
+    buffer = memoryview(bytearray(BUFFER_SIZE))
+    for piece in in_order(stream, pieces):
+        at, end = piece.offset, piece.offset + piece.length
+        while at < end and (count := target.read_at(buffer[: end - at], at)):
+            yield buffer[:count]
+            at += count
 
 
 def _manifest(backend: Backend, digest: str, size: int) -> Manifest:
@@ -191,32 +236,62 @@ class PieceReader(io.RawIOBase):
         super().close()
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A range of a blob: where in the blob and where in the content it begins, and its length."""
+
+    backend: Backend
+    name: str
+    start: int
+    offset: int
+    length: int
+
+    def open(self) -> BinaryIO:
+        """Open the range, wherever its blob lies."""
+        return _needed(
+            self.backend,
+            self.name,
+            lambda place: self.backend.open_range(place, self.start, self.length),
+        )
+
+    def check(self, count: int, wanted: int) -> None:
+        """Raise unless as many bytes came as were wanted."""
+        if count != wanted:
+            raise CorruptArtifact(
+                f"{self.name} in {self.backend!r} ends at byte {self.start + count}, but a content "
+                f"needs it up to byte {self.start + self.length}. Nothing was delivered; upload the"
+                " content again or restore that name from a copy."
+            )
+
+
 class _Pieces:
     """The pieces of a content, and how one of them is read."""
 
-    def __init__(self, backend: Backend, manifest: Manifest) -> None:
+    def __init__(self, backend: Backend, manifest: Manifest, *, least: int | None = None) -> None:
         self._backend = backend
         self._manifest = manifest
-        self._longest = _REMOTE_PIECE_SIZE if backend.remote else _PIECE_SIZE
-        self._ahead = _REMOTE_AHEAD if backend.remote else _AHEAD
+        self._least = least or (_REMOTE_PIECE_SIZE if backend.remote else _PIECE_SIZE)
+        self._ahead = WORKERS if backend.remote else _AHEAD
         # Where in the content each segment begins.
         self._starts = [0, *accumulate(part.length for part in manifest.segments)]
 
     def __iter__(self) -> Iterator[_Piece]:
         first = offset = length = 0
+        ends = set(self._starts)
         for chunk, chunk_length in enumerate(self._manifest.chunks.lengths):
-            if length and length + chunk_length > self._longest:
-                yield _Piece(first, chunk - first, offset, length)
-                first, offset, length = chunk, offset + length, 0
             length += chunk_length
-        yield _Piece(first, len(self._manifest.chunks) - first, offset, length)
+            if length >= self._least or offset + length in ends:
+                yield _Piece(first, chunk + 1 - first, offset, length)
+                first, offset, length = chunk + 1, offset + length, 0
+        if length:
+            yield _Piece(first, len(self._manifest.chunks) - first, offset, length)
 
     def fetched(self, act: Callable[[_Piece, memoryview], None]) -> Generator[memoryview]:
         """Let `act` fill a buffer for each piece, some ahead; yield the buffers in order.
 
         Each is filled anew after the next one was asked for.
         """
-        size = max(self._longest, *self._manifest.chunks.lengths)
+        size = self._least + max(self._manifest.chunks.lengths)
         free: SimpleQueue[memoryview] = SimpleQueue()
         for _ in range(self._ahead + 1):
             free.put(memoryview(bytearray(size)))
@@ -230,38 +305,29 @@ class _Pieces:
             yield buffer[:length]
             free.put(buffer)
 
-    def read_verified(self, piece: _Piece, buffer: memoryview) -> None:
-        """Read a piece and verify its chunks."""
-        _twice(lambda: self._read_once(piece, buffer))
-
-    def read(self, piece: _Piece, buffer: memoryview) -> None:
-        """Read a piece as it is."""
+    def parts(self, piece: _Piece) -> Iterator[_Part]:
+        """Yield the ranges of blobs that make a piece."""
         at, end = piece.offset, piece.offset + piece.length
         index = bisect_right(self._starts, at) - 1
         while at < end:
-            part = self._manifest.segments[index]
+            segment = self._manifest.segments[index]
             inside = at - self._starts[index]
-            length = min(part.length - inside, end - at)
-            done = at - piece.offset
-            self._read_range(
-                self._manifest.blobs[part.blob][0],
-                part.start + inside,
-                buffer[done : done + length],
-            )
+            length = min(segment.length - inside, end - at)
+            name = names.blob(self._manifest.blobs[segment.blob][0])
+            yield _Part(self._backend, name, segment.start + inside, at, length)
             at += length
             index += 1
 
-    def _read_range(self, blob: str, start: int, buffer: memoryview) -> None:
-        name = names.blob(blob)
-        count = _needed(
-            self._backend, name, lambda place: self._backend.read_into(place, start, buffer)
-        )
-        if count != len(buffer):
-            raise CorruptArtifact(
-                f"{name} in {self._backend!r} ends at byte {start + count}, but content "
-                f"{self._manifest.digest} needs it up to byte {start + len(buffer)}. Nothing was "
-                "delivered; upload the content again or restore that name from a copy."
-            )
+    def read(self, piece: _Piece, buffer: memoryview) -> None:
+        """Read a piece as it is."""
+        for part in self.parts(piece):
+            with part.open() as reader:
+                at = part.offset - piece.offset
+                part.check(files.fill(reader, buffer[at : at + part.length]), part.length)
+
+    def read_verified(self, piece: _Piece, buffer: memoryview) -> None:
+        """Read a piece and verify its chunks."""
+        _twice(lambda: self._read_once(piece, buffer))
 
     def _read_once(self, piece: _Piece, buffer: memoryview) -> None:
         self.read(piece, buffer)

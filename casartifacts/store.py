@@ -245,7 +245,7 @@ class ContentStore:
                 _report(progress, size, size)
                 return
             if ref is not None:
-                self._bring(ref, partial(files.write_at, target), progress)
+                self._bring(ref, files.Target(target), progress)
                 return
             done = 0
             with self.backend.open_reader(artifact_id) as plain:
@@ -436,14 +436,12 @@ class ContentStore:
         limit = (record or StoreRecord(durable=True)).small_content_limit
         return ref.size <= limit
 
-    def _bring(
-        self, ref: Ref, write_at: Callable[[memoryview, int], object], progress: Progress | None
-    ) -> None:
-        """Hand a content to `write_at`; it is verified when this returns."""
+    def _bring(self, ref: Ref, target: reading.Target, progress: Progress | None) -> None:
+        """Write a content to a file; it is verified when this returns."""
         reading.bring(
             self.backend,
+            target,
             **self._where(ref),
-            write_at=write_at,
             report=lambda done: _report(progress, done, ref.size),
         )
 
@@ -506,7 +504,7 @@ class ContentStore:
                 with self.cache.admit(digest, size=ref.size) as slot:
                     if slot is None:
                         return None
-                    self._bring(ref, slot.write_at, progress)
+                    self._bring(ref, slot, progress)
                     reader = slot.publish()
             except CacheUnavailable:
                 return None

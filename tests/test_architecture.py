@@ -268,8 +268,8 @@ def _members(node: ast.ClassDef) -> dict[str, list[str] | None]:
 
 STORE = _protocol("ArtifactStore")
 BACKEND = {**STORE, **_protocol("Backend")}
-# These have other meanings elsewhere too.
-ABILITIES = BACKEND.keys() - STORE.keys() - {"stat", "durable", "read_into", "remote"}
+# `stat` and `remote` have other meanings elsewhere too.
+ABILITIES = BACKEND.keys() - STORE.keys() - {"stat", "durable", "remote"}
 
 
 def _stores() -> Iterator[tuple[ast.ClassDef, dict[str, list[str] | None]]]:

@@ -100,7 +100,7 @@ def blunt_files(folder: Path) -> Blunt:
 
 def flaky_behind_backoff(folder: Path) -> Backoff:
     # Not remove: after a fault nobody can tell whether what is missing was there (contract 7).
-    methods = ("open_reader", "write", "stat", "read_into", "write_if_absent", "move")
+    methods = ("open_reader", "write", "stat", "open_range", "write_if_absent", "move")
     plan = Plan(*(Fault("fail", on=method, every=3) for method in methods))
     place = plan.around(FileSystemArtifactStore(folder, durable=False))
     return Backoff(place, min_delay=0.0001, max_delay=0.001)

@@ -40,7 +40,7 @@ def read(place: FileSystemArtifactStore, name: str) -> bytes:
 
 ACTS: dict[str, Act] = {
     "open_reader": read,
-    "read_into": lambda place, name: read_range(place, name, 0, 9),
+    "open_range": lambda place, name: read_range(place, name, 0, 9),
     "stat": lambda place, name: place.stat(name),
     "write": lambda place, name: place.write(name, io.BytesIO(b"written")),
     "write_if_absent": lambda place, name: place.write_if_absent(name, io.BytesIO(b"added")),
@@ -110,7 +110,7 @@ def test_an_empty_name_is_refused(tmp_path: Path) -> None:
 
 def test_a_name_too_long_for_a_file_is_missing(tmp_path: Path) -> None:
     place = FileSystemArtifactStore(tmp_path)
-    for act in ("open_reader", "read_into", "remove"):
+    for act in ("open_reader", "open_range", "remove"):
         with pytest.raises(ArtifactNotFound):
             ACTS[act](place, "x" * 300)
     assert place.stat("x" * 300) is None
@@ -121,7 +121,7 @@ def test_a_folder_is_no_artifact(tmp_path: Path) -> None:
     place.write("folder/x", io.BytesIO(b"x"))
     for name in ("folder", "folder/x/y"):
         assert place.stat(name) is None
-        for act in ("open_reader", "read_into", "remove"):
+        for act in ("open_reader", "open_range", "remove"):
             with pytest.raises(ArtifactNotFound, match=name):
                 ACTS[act](place, name)
     assert read_range(place, "folder/x", 0, 9) == b"x"

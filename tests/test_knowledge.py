@@ -66,10 +66,6 @@ class Watched(MemoryArtifactStore):
         self._note(f"read {artifact_id}")
         return super().open_reader(artifact_id)
 
-    def read_into(self, name: str, start: int, buffer: memoryview) -> int:
-        self._note(f"read {name}")
-        return super().read_into(name, start, buffer)
-
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
         if self.before_trying_again is not None and artifact_id.startswith(names.REFS):
             content_body.read()

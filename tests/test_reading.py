@@ -269,7 +269,7 @@ def test_an_error_of_the_place_reaches_the_reader(tiny: Tiny, prefix: str) -> No
 def test_an_error_of_the_place_is_no_end_of_the_content(tiny: Tiny) -> None:
     backend = MemoryArtifactStore()
     tiny(backend).write(ID, io.BytesIO(LARGE))
-    with Plan(Fault("fail", on="read_into", names="blobs/", every=6)) as plan:
+    with Plan(Fault("fail", on="open_range", names="blobs/", every=6)) as plan:
         store = ContentStore(plan.around(backend))
         with store.open_reader(ID) as reader:
             assert LARGE.startswith(read_until(reader, ConnectionResetError, [500]))

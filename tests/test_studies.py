@@ -544,7 +544,6 @@ def test_a_model_file_has_the_same_type_on_every_machine(
     stem: str, extension: str, packing: tuple[str, str | None], upper: bool
 ) -> None:
     name = stem + (extension.upper() if upper else extension) + packing[0]
-    before = mimetypes._db  # type: ignore[attr-defined]
     try:
         for elsewhere in (None, "application/vnd.snesdev-page-table"):
             if elsewhere:
@@ -553,7 +552,6 @@ def test_a_model_file_has_the_same_type_on_every_machine(
             assert guess_type(name) == (f"application/{expected}", packing[1])
     finally:
         mimetypes.init()
-    assert before is not None
 
 
 @given(
@@ -963,7 +961,7 @@ class Unreachable(MemoryArtifactStore):
     def open_reader(self, artifact_id: str) -> BinaryIO:
         raise AssertionError("a request was made")
 
-    def read_into(self, name: str, start: int, buffer: memoryview) -> int:
+    def open_range(self, name: str, start: int, length: int) -> BinaryIO:
         raise AssertionError("a request was made")
 
     def stat(self, name: str) -> None:

@@ -11,12 +11,12 @@ Rule 3: an error of the caller's body reaches the caller as it is, not wrapped b
 
 from __future__ import annotations
 
-import contextlib
+import io
 import os
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from casartifacts import errors, names
-from casartifacts.backends.streaming import Guarded, Placed, fill, stream_reader
+from casartifacts.backends.streaming import Guarded, Placed, byte_range, stream_reader
 from casartifacts.bodies import Range, take
 from casartifacts.protocols import Entry
 
@@ -32,6 +32,9 @@ _CONNECTIONS = 32
 # One PUT up to here, parts of this size above; S3 wants at least 5 MiB and at most 10,000 parts.
 _PART_SIZE = 64 * 2**20
 _MOST_PARTS = 10_000
+
+# Up to here a body is sent at once, without asking the server first.
+_SMALL_SIZE = 2**20
 
 # A first-comer may be writing the same name: S3 answers 409 and says "try again".
 _MOST_CONFLICTS = 5
@@ -119,11 +122,26 @@ class Boto3ArtifactStore:
         """Open the object for reading, streamed."""
         return self.open_from(artifact_id, 0, None)
 
-    def open_from(self, artifact_id: str, offset: int, version: str | None) -> BinaryIO:
+    def open_range(self, name: str, start: int, length: int) -> BinaryIO:
+        """Open a range of the object, streamed."""
+        if length <= 0:
+            if self.stat(name) is None:
+                raise errors.not_found(name, self)
+            return io.BytesIO()
+        try:
+            return self.open_from(name, start, None, end=start + length)
+        except _client_error() as error:
+            if _status(error) == 416:  # noqa: PLR2004 -- it begins behind the end
+                return io.BytesIO()
+            raise
+
+    def open_from(
+        self, artifact_id: str, offset: int, version: str | None, *, end: int | None = None
+    ) -> BinaryIO:
         """Open the object from an offset; of another version than this one it is an error."""
         wanted: dict[str, Any] = {}
-        if offset:
-            wanted["Range"] = f"bytes={offset}-"
+        if offset or end is not None:
+            wanted["Range"] = byte_range(offset, end)
         if version is not None:
             wanted["IfMatch"] = version
         answer = self._call("get_object", artifact_id, **wanted)
@@ -191,22 +209,6 @@ class Boto3ArtifactStore:
         except errors.ArtifactNotFound:
             return None
         return Entry(name, answer["ContentLength"], _seconds(answer["LastModified"]))
-
-    def read_into(self, name: str, start: int, buffer: memoryview) -> int:
-        """Read a range of an object."""
-        if not buffer:
-            if self.stat(name) is None:
-                raise errors.not_found(name, self)
-            return 0
-        wanted = f"bytes={start}-{start + len(buffer) - 1}"
-        try:
-            answer = self._call("get_object", name, Range=wanted)
-        except _client_error() as error:
-            if _status(error) == 416:  # noqa: PLR2004 -- it begins behind the end
-                return 0
-            raise
-        with contextlib.closing(answer["Body"]) as body:
-            return fill(body.read, buffer)
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """Page through the objects below a prefix."""
@@ -312,8 +314,10 @@ class Boto3ArtifactStore:
     def _put(self, name: str, body: Guarded, **arguments: Any) -> None:
         try:
             with body.errors_as_they_are():
-                # boto3 takes an empty stream for none at all.
-                self._call("put_object", name, Body=body if len(body) else b"", **arguments)
+                # A stream costs one round trip more, in which the server is asked whether it wants
+                # it: worth it for what is large. (And boto3 takes an empty one for none at all.)
+                content = body if len(body) > _SMALL_SIZE else body.read_all()
+                self._call("put_object", name, Body=content, **arguments)
         except _client_error() as error:
             if _status(error) in {411, 501} and "IfNoneMatch" not in arguments:
                 error.add_note(

@@ -25,7 +25,7 @@ import shutil
 import tempfile
 from typing import TYPE_CHECKING, BinaryIO, NoReturn, cast
 
-from casartifacts import errors, files, names
+from casartifacts import errors, names
 from casartifacts.protocols import Entry
 
 if TYPE_CHECKING:
@@ -101,15 +101,19 @@ class ForeignBackend:
             return Entry(name, size, 0.0)
         return None
 
-    def read_into(self, name: str, start: int, buffer: memoryview) -> int:
-        """Read forward to the range, then the range."""
-        with self.open_reader(name) as reader:
+    def open_range(self, name: str, start: int, length: int) -> BinaryIO:  # noqa: ARG002 -- it just goes on
+        """Open what lies under the flat name and read forward to the range."""
+        reader = self.open_reader(name)
+        try:
             if reader.seekable():
                 reader.seek(start)
             else:
                 while start and (passed := len(reader.read(min(start, _BUFFER_SIZE)))):
                     start -= passed
-            return files.fill(reader, buffer)
+        except BaseException:
+            reader.close()
+            raise
+        return reader
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """Refuse: three methods do not tell what is there."""

@@ -1,8 +1,9 @@
 """A Google Cloud Storage bucket as a place for named bytes.
 
-Bodies go out and come in through the authorized session of the client, streamed, one request each:
-the library's own upload holds a small body twice in memory and cuts a larger one into many
-requests, its download holds the whole. Everything else is the library's.
+What concerns one object goes through the authorized session of the client, one request each: the
+library's own upload holds a small body twice in memory and cuts a larger one into many requests,
+its download holds the whole, and all its calls ask once more, about the bucket, in a thread of
+their own. Listings and copies are the library's.
 
 Rule 1: every call says `retry=None` under a `Backoff`; else the library tries for 120 s by itself.
 Rule 2: a body is streamed: what this holds in memory does not grow with it.
@@ -11,16 +12,17 @@ Rule 3: an error of the caller's body reaches the caller as it is.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import secrets
-from functools import partial
+from datetime import datetime
 from itertools import chain
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote
 
 from casartifacts import errors, names
-from casartifacts.backends.streaming import Guarded, Placed, fill, stream_reader
+from casartifacts.backends.streaming import Guarded, Placed, byte_range, stream_reader
 from casartifacts.bodies import Range, take
 from casartifacts.protocols import Entry
 
@@ -100,10 +102,26 @@ class GCSArtifactStore:
         """Open the object for reading, streamed."""
         return self.open_from(artifact_id, 0, None)
 
-    def open_from(self, artifact_id: str, offset: int, version: str | None) -> BinaryIO:
+    def open_range(self, name: str, start: int, length: int) -> BinaryIO:
+        """Open a range of the object, streamed."""
+        from google.api_core.exceptions import RequestRangeNotSatisfiable
+
+        if length <= 0:
+            if self.stat(name) is None:
+                raise errors.not_found(name, self)
+            return io.BytesIO()
+        try:
+            return self.open_from(name, start, None, end=start + length)
+        except RequestRangeNotSatisfiable:
+            return io.BytesIO()  # it begins behind the end
+
+    def open_from(
+        self, artifact_id: str, offset: int, version: str | None, *, end: int | None = None
+    ) -> BinaryIO:
         """Open the object from an offset; of another version than this one it is an error."""
         params = {} if version is None else {"ifGenerationMatch": version}
-        answer = self._get(artifact_id, params, {"Range": f"bytes={offset}-"} if offset else {})
+        headers = {"Range": byte_range(offset, end)} if offset or end is not None else {}
+        answer = self._get(artifact_id, params, headers)
         return stream_reader(answer.raw, answer.headers.get("X-Goog-Generation"))
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
@@ -122,34 +140,15 @@ class GCSArtifactStore:
 
     def remove(self, artifact_id: str) -> None:
         """Delete the object."""
-        from google.api_core.exceptions import NotFound
-
-        full_name = self._placed.full_name(artifact_id)
-        try:
-            self.bucket_obj.delete_blob(full_name, **self._options())
-        except (NotFound, KeyError) as error:
-            raise errors.not_found(artifact_id, self) from error
+        self._ask("DELETE", artifact_id, params={})
 
     def stat(self, name: str) -> Entry | None:
         """Ask for the size and time of an object."""
-        found = self.bucket_obj.get_blob(self._placed.full_name(name), **self._options())
-        return None if found is None else Entry(name, found.size, found.updated.timestamp())
-
-    def read_into(self, name: str, start: int, buffer: memoryview) -> int:
-        """Read a range of an object."""
-        if not buffer:
-            if self.stat(name) is None:
-                raise errors.not_found(name, self)
-            return 0
-        from google.api_core.exceptions import RequestRangeNotSatisfiable
-
         try:
-            wanted = {"Range": f"bytes={start}-{start + len(buffer) - 1}"}
-            answer = self._get(name, {}, wanted)
-        except RequestRangeNotSatisfiable:
-            return 0  # it begins behind the end
-        with answer:
-            return fill(partial(answer.raw.read, decode_content=False), buffer)
+            found = self._ask("GET", name, params={"fields": "size,updated"}).json()
+        except errors.ArtifactNotFound:
+            return None
+        return Entry(name, int(found["size"]), datetime.fromisoformat(found["updated"]).timestamp())
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """Page through the objects below a prefix."""
@@ -200,18 +199,30 @@ class GCSArtifactStore:
 
     def _get(self, name: str, params: dict[str, str], headers: dict[str, str]) -> Any:
         """Ask for the bytes of an object, as they are stored."""
-        url = f"{self._objects('download/')}/{quote(self._placed.full_name(name), safe='')}"
-        answer = self.client._http.get(  # noqa: SLF001 -- the client's session, with its credentials
-            url,
-            params={"alt": "media", **self._params(), **params},
-            headers={"Accept-Encoding": "gzip", **headers},
-            stream=True,
-            timeout=_TIMEOUT,
-        )
-        if answer.status_code == 404 and b"bucket" not in answer.content.lower():  # noqa: PLR2004
-            raise errors.not_found(name, self)
-        _check(answer)
-        return answer
+        headers = {"Accept-Encoding": "gzip", **headers}
+        params = {"alt": "media", **params}
+        return self._ask("GET", name, kind="download/", params=params, headers=headers, stream=True)
+
+    def _ask(
+        self, method: str, name: str, *, params: dict[str, str], kind: str = "", **options: Any
+    ) -> Any:
+        """Make one request for an object; without a `Backoff`, as often as the library would."""
+        url = f"{self._objects(kind)}/{quote(self._placed.full_name(name), safe='')}"
+
+        def ask() -> Any:
+            answer = self.client._http.request(  # noqa: SLF001 -- its session, with its credentials
+                method, url, params={**self._params(), **params}, timeout=_TIMEOUT, **options
+            )
+            if answer.status_code == 404 and b"bucket" not in answer.content.lower():  # noqa: PLR2004
+                raise errors.not_found(name, self)
+            _check(answer)
+            return answer
+
+        if not self._retries:
+            return ask()
+        from google.cloud.storage.retry import DEFAULT_RETRY
+
+        return DEFAULT_RETRY(ask)()
 
     def _write(self, name: str, content_body: BinaryIO, params: dict[str, str]) -> None:
         full_name = self._placed.full_name(name)  # refused before the body is touched
@@ -230,7 +241,8 @@ class GCSArtifactStore:
         body = Guarded(content)
         message = _Message(body, name=full_name)
         with body.errors_as_they_are():
-            answer = self.client._http.post(  # noqa: SLF001
+            answer = self.client._http.request(  # noqa: SLF001
+                "POST",
                 self._objects("upload/"),
                 params={"uploadType": "multipart", **self._params(), **self._extra_args, **params},
                 headers={"Content-Type": message.content_type},

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from casartifacts import names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from casartifacts.bodies import Range
 
-__all__ = ["Guarded", "Placed", "VersionedReader", "fill", "stream_reader"]
+__all__ = ["Guarded", "Placed", "VersionedReader", "byte_range", "stream_reader"]
 
-_BUFFER_SIZE = 2**20
+# Small, so that larger reads go straight into the buffer of whoever reads.
+_BUFFER_SIZE = 2**16
 
 # 256 KiB: an SDK makes new memory for each read, which costs page faults above that.
 _READ_SIZE = 2**18
@@ -80,6 +81,10 @@ class Guarded(io.RawIOBase):
             self._raised = error
             raise
 
+    def read_all(self) -> bytes:
+        """Read what is left of the body."""
+        return b"".join(iter(self.read, b""))
+
     @contextlib.contextmanager
     def errors_as_they_are(self) -> Iterator[None]:
         """Raise what the body raised, instead of what the SDK made of it."""
@@ -91,16 +96,9 @@ class Guarded(io.RawIOBase):
             raise
 
 
-def fill(read: Callable[[int], bytes], buffer: memoryview) -> int:
-    """Fill a buffer from the body of an answer; returns how many bytes there were.
-
-    The end is read too, unless the buffer is full: it is where an SDK notices what is missing.
-    """
-    done = 0
-    while done < len(buffer) and (piece := read(min(_READ_SIZE, len(buffer) - done))):
-        buffer[done : done + len(piece)] = piece
-        done += len(piece)
-    return done
+def byte_range(start: int, end: int | None) -> str:
+    """Return the HTTP header that asks for the bytes before `end`, or up to the last one."""
+    return f"bytes={start}-" if end is None else f"bytes={start}-{end - 1}"
 
 
 class VersionedReader(io.BufferedReader):
@@ -124,7 +122,7 @@ class _Forward(io.RawIOBase):
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        piece = self._stream.read(len(buffer))
+        piece = self._stream.read(min(len(buffer), _READ_SIZE))
         buffer[: len(piece)] = piece
         return len(piece)
 

@@ -64,6 +64,18 @@ class Slot:
             except OSError as error:
                 raise CacheUnavailable("its files cannot be written") from error
 
+    def read_at(self, buffer: memoryview, offset: int) -> int:
+        """Read what was written back into a buffer; returns how much there was.
+
+        Raises:
+            CacheUnavailable: The disk fails.
+        """
+        with self._lock:
+            try:
+                return os.preadv(self.fileno(), [buffer], offset)
+            except OSError as error:
+                raise CacheUnavailable("its files cannot be read") from error
+
     def publish(self) -> BinaryIO:
         """Make the content, which the caller has verified, part of the cache, and open it.
 

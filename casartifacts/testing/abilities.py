@@ -83,7 +83,7 @@ def stat_tells_when_it_was_written(backend: Backend) -> None:
 
 @_check
 def ranges_are_exact(backend: Backend) -> None:
-    """`read_into` gives the bytes asked for, fewer only at the end."""
+    """`open_range` gives the bytes asked for, fewer only at the end."""
     body = some_bytes(100_000)
     put(backend, _NAME, body)
     put(backend, _OTHER_NAME, b"")
@@ -98,7 +98,7 @@ def ranges_are_exact(backend: Backend) -> None:
 
 @_check
 def a_range_of_what_is_missing_is_loud(backend: Backend) -> None:
-    """`read_into` raises `ArtifactNotFound`."""
+    """`open_range` raises `ArtifactNotFound`."""
     expect_missing(lambda: read_range(backend, _NAME, 0, 1))
     expect_missing(lambda: read_range(backend, _NAME, 0, 0))
 

@@ -1,6 +1,6 @@
 """Places that go wrong as planned, for testing what stands above a backend.
 
-    with Plan(Fault("flip a bit", on="read_into", names="blobs/", every=3)) as plan:
+    with Plan(Fault("flip a bit", on="open_range", names="blobs/", every=3)) as plan:
         store = ContentStore(plan.around(backend))
         ...
 
@@ -39,7 +39,7 @@ Kind = Literal[
     "none",
 ]
 
-_READS = {"open_reader", "read_into"}
+_READS = {"open_reader", "open_range"}
 _WRITES = {"write", "write_if_absent"}
 _CHANGES = _WRITES | {"remove", "move"}
 _STRIKES: dict[Kind, set[str]] = {
@@ -49,8 +49,8 @@ _STRIKES: dict[Kind, set[str]] = {
     "lose the last byte": _READS | _WRITES,
     "flip a bit": _READS | _WRITES,
     "another name": _READS,
-    "die midway": {"open_reader", "list", "list_folders"},
-    "short reads": {"open_reader"},
+    "die midway": _READS | {"list", "list_folders"},
+    "short reads": _READS,
     "none": set(),
 }
 
@@ -148,12 +148,12 @@ class Fault:
             return content_body
         return io.BytesIO(self.bent(content_body.read()))
 
-    def reader(self, reader: BinaryIO) -> BinaryIO:
-        """Return what is read instead of this reader."""
+    def reader(self, reader: BinaryIO, length: int = -1) -> BinaryIO:
+        """Return what is read instead of this reader, of which `length` bytes are wanted."""
         if self.kind == "none":
             return reader
         with reader:
-            content = self.bent(reader.read())
+            content = self.bent(reader.read(length))
         most = len(content) // 8 + 1 if self.kind == "short reads" else None
         self.hits += most is not None
         fails_at = len(content) // 2 if self.kind == "die midway" else None
@@ -243,13 +243,10 @@ class NastyPlace:
         self.plan.at("stat", name)
         return self.backend.stat(name)
 
-    def read_into(self, name: str, start: int, buffer: memoryview) -> int:
-        """Read, as planned."""
-        fault = self.plan.at("read_into", name)
-        count = self.backend.read_into(fault.name(name), start, buffer)
-        bent = fault.bent(bytes(buffer[:count]))
-        buffer[: len(bent)] = bent
-        return len(bent)
+    def open_range(self, name: str, start: int, length: int) -> BinaryIO:
+        """Open a range, as planned."""
+        fault = self.plan.at("open_range", name)
+        return fault.reader(self.backend.open_range(fault.name(name), start, length), length)
 
     def write_if_absent(self, name: str, content_body: BinaryIO) -> bool:
         """Write if absent, as planned."""

@@ -4,6 +4,7 @@ processes   programs that are gone when their test is
 server      what a started server is to a test
 ceph        Ceph's S3 gateway, http and https          emulators   MiniStack, fake-gcs-server
 proxy       counts, slows down and breaks what passes between a client and a server
+apart       the same in a process of its own, without faults, for who measures
 
 with serving.start("ceph") as server, Proxy(server.home) as proxy:
     seen = server.behind(proxy.url)

@@ -30,6 +30,10 @@ from serving.traffic import Counts, Exchange, Fault, Side
 
 __all__ = ["Counts", "Exchange", "Fault", "Proxy"]
 
+# A link goes on carrying while we wake late or copy, so that much lost time is made up for: without
+# it, one connection got 90 MB/s of a link of 125.
+_MADE_UP_SECONDS = 0.005
+
 # Proxies whose sockets a forked child must let go of: a connection that it holds cannot end.
 _LIVE: weakref.WeakSet[Proxy] = weakref.WeakSet()
 
@@ -113,8 +117,10 @@ class Proxy:
         """Return when the link has carried that many bytes more."""
         if self.bytes_per_second:
             now = time.monotonic()
-            self._free_at[side] = max(now, self._free_at[side]) + size / self.bytes_per_second
-            await asyncio.sleep(self._free_at[side] - now)
+            begun = max(now - _MADE_UP_SECONDS, self._free_at[side])
+            self._free_at[side] = begun + size / self.bytes_per_second
+            if self._free_at[side] > now:
+                await asyncio.sleep(self._free_at[side] - now)
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
