@@ -409,7 +409,7 @@ def rm(settings: _Settings, artifact_ids: tuple[str, ...]) -> None:
 def doctor(settings: _Settings, *, as_json: bool) -> None:
     """Check a set-up: what is fine, what is wrong, and what to do.
 
-    It tries what the store and the cache need, writes 64 KiB a few times to do so, and leaves
+    It tries what the store and the cache need, writes 1 MiB a few times to do so, and leaves
     nothing behind. The exit code is 1 if something is wrong; a warning is not.
     """
     name = settings.named()
