@@ -529,32 +529,52 @@ def test_a_server_that_refuses_conditions(through: tuple[Proxy, str]) -> None:
 
 
 class Forgetful(Link):
-    """Hands on every request without its condition."""
+    """Hands on every request without a part of it."""
 
+    forgets = rb""
     forgotten = 0
 
     async def _hand_on(self, request: Head, job: Job) -> None:
         before = request.raw
-        condition = (
-            rb"(?i)\r\nif-none-match: [^\r]*|&ifGenerationMatch=0|(?<=[?])ifGenerationMatch=0&"
-        )
-        request.raw = re.sub(condition, b"", before)
+        request.raw = re.sub(Forgetful.forgets, b"", before)
         Forgetful.forgotten += request.raw != before
         await super()._hand_on(request, job)
 
 
+@pytest.fixture
+def forgetful(monkeypatch: pytest.MonkeyPatch) -> type[Forgetful]:
+    """How proxies of this test hand on what they get."""
+    monkeypatch.setattr(proxies, "Link", Forgetful)
+    monkeypatch.setattr(Forgetful, "forgotten", 0)
+    return Forgetful
+
+
 @pytest.mark.parametrize("through", ["ministack", "gcs"], indirect=True)
 def test_a_server_that_ignores_conditions(
-    through: tuple[Proxy, str], monkeypatch: pytest.MonkeyPatch
+    through: tuple[Proxy, str], forgetful: type[Forgetful]
 ) -> None:
     _, url = through
-    monkeypatch.setattr(proxies, "Link", Forgetful)
-    before = Forgetful.forgotten
+    forgetful.forgets = (
+        rb"(?i)\r\nif-none-match: [^\r]*|&ifGenerationMatch=0|(?<=[?])ifGenerationMatch=0&"
+    )
     found = examine(url)
-    assert Forgetful.forgotten > before
+    assert forgetful.forgotten
     assert not_fine(found) == {"conditions": "warning"}
     assert "ignored" in found["conditions"].found
     assert "one upload before" in found["conditions"].advice
+    assert objects(url) == set()
+
+
+@pytest.mark.parametrize("through", ["ministack", "gcs"], indirect=True)
+def test_a_server_that_ignores_ranges(
+    through: tuple[Proxy, str], forgetful: type[Forgetful]
+) -> None:
+    _, url = through
+    forgetful.forgets = rb"(?i)\r\nrange: [^\r]*"
+    found = examine(url)
+    assert forgetful.forgotten == 2
+    assert not_fine(found) == {"ranges": "wrong"}
+    assert "another server or no proxy" in found["ranges"].advice
     assert objects(url) == set()
 
 
