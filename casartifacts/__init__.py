@@ -4,6 +4,7 @@ The map of the house, from the top; each floor imports only what is below it:
 
     cli               the command line, `python -m casartifacts` too
     studies           the face to Optuna: upload, download, list, remove
+    doctor            what a set-up can do, found out by trying it
     opening           `open_store`: from a path or URL to a store
     store             ContentStore: id -> ref -> manifest -> blobs
     planning          a source as chunks and blobs

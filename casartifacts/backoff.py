@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from casartifacts.protocols import Backend, Entry
 
-__all__ = ["Backoff"]
+__all__ = ["Backoff", "answer_of"]
 
 _logger = logging.getLogger(__name__)
 
@@ -308,7 +308,7 @@ class _Resuming(io.RawIOBase):
 def _can_pass(error: Exception) -> bool:
     if isinstance(error, OSError) and error.errno in _PASSING_ERRNOS:
         return True
-    status, code = _answer(error)
+    status, code = answer_of(error)
     if status or code:
         return status in _PASSING_STATUSES or code in _PASSING_CODES
     classes = {parent.__name__ for parent in type(error).__mro__}
@@ -319,10 +319,10 @@ def _can_pass(error: Exception) -> bool:
 
 
 def _is_checksum(error: Exception) -> bool:
-    return _answer(error)[1] in _CHECKSUM_CODES or type(error).__name__ in _CHECKSUM_CODES
+    return answer_of(error)[1] in _CHECKSUM_CODES or type(error).__name__ in _CHECKSUM_CODES
 
 
-def _answer(error: Exception) -> tuple[int, str]:
+def answer_of(error: Exception) -> tuple[int, str]:
     """Return the HTTP status and S3 error code that an error of an SDK carries, or 0 and ""."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):  # botocore

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["ChunkerParameters", "Cutter"]
+__all__ = ["ChunkerParameters", "Cutter", "is_compiled"]
 
 _logger = logging.getLogger(__name__)
 
@@ -61,6 +61,11 @@ class Cutter:
         if not is_last:
             lengths.pop()  # it ends where the window ends, which says nothing
         return lengths
+
+
+def is_compiled() -> bool:
+    """Tell whether contents are cut by what is in them; else they are cut at fixed offsets."""
+    return _compiled_fastcdc() is not None
 
 
 def _fastcdc(parameters: ChunkerParameters) -> Callable[[memoryview], Iterator[int]] | None:

@@ -57,17 +57,21 @@ class _Settings:
     debug: bool | None = None
     failed: bool = False
 
-    def open(self) -> ContentStore:
-        """Open the store, or end with what is wrong with its name."""
+    def named(self) -> str:
+        """Return the name of the store, or end with what is wrong with it."""
         if not self.store:
             raise click.UsageError("Which store? Give --store, or set CASARTIFACTS_STORE.")
         if self.store.startswith("memory:"):
             raise click.UsageError(f"{self.store} would be gone when this command ends.")
+        return self.store
+
+    def open(self) -> ContentStore:
+        """Open the store, or end with what is wrong with its name."""
+        name = self.named()
         from casartifacts.opening import open_store
 
-        cache = False if self.cache == "none" else self.cache
         try:
-            return open_store(self.store, cache=cache)
+            return open_store(name, cache=False if self.cache == "none" else self.cache)
         except ValueError as error:
             raise click.UsageError(str(error)) from error
 
@@ -397,6 +401,31 @@ def rm(settings: _Settings, artifact_ids: tuple[str, ...]) -> None:
     for artifact_id in artifact_ids:
         with settings.trying(artifact_id):
             store.remove(artifact_id)
+
+
+@_program.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+@click.pass_obj
+def doctor(settings: _Settings, *, as_json: bool) -> None:
+    """Check a set-up: what is fine, what is wrong, and what to do.
+
+    It tries what the store and the cache need, writes 1 MiB a few times to do so, and leaves
+    nothing behind. The exit code is 1 if something is wrong; a warning is not.
+    """
+    name = settings.named()
+    from casartifacts.doctor import examine
+
+    try:
+        for finding in examine(name, cache=False if settings.cache == "none" else settings.cache):
+            settings.failed |= finding.state == "wrong"
+            if as_json:
+                _put_line(json.dumps(asdict(finding)))
+                continue
+            parts = filter(None, (finding.found, finding.advice))
+            said = " ".join(part if part[-1] in ".?" else f"{part}." for part in parts)
+            _put_line(_printable(f"{finding.state:7}  {finding.about:11}  {said}"))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
 
 
 # What the verbs stand on

@@ -13,6 +13,7 @@ Rule 2: pure; no backend is asked here.
     trash/refs/<name of the id>
     damaged/<name>            what `verify` found to read wrong
     tmp/                      unpublished files of the file system backend
+    tmp/doctor-<random>/      what `doctor` tries a bucket with, gone when it ends
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ __all__ = [
     "is_written_once",
     "manifest",
     "new_artifact_id",
+    "probes",
     "ref",
     "trashed",
     "trashed_ref",
@@ -173,6 +175,11 @@ def blob(digest: str) -> str:
 def manifest(digest: str) -> str:
     """Return where the manifest of the content with this digest lies."""
     return f"manifests/{digest[:2]}/{digest}"
+
+
+def probes() -> str:
+    """Return a fresh prefix for what is written only to see whether it can be."""
+    return f"tmp/doctor-{secrets.token_hex(16)}/"
 
 
 def trashed(run: str, name: str) -> str:

@@ -15,7 +15,7 @@ from casartifacts.store import ContentStore
 if TYPE_CHECKING:
     from casartifacts.protocols import Backend
 
-__all__ = ["open_store"]
+__all__ = ["node_cache", "open_backend", "open_store"]
 
 _KNOWN = (
     "expected a path, file:///absolute/path, memory://, s3://bucket/prefix or gs://bucket/prefix"
@@ -45,11 +45,15 @@ def open_store(
         ValueError: The URL is of a kind that is not known here.
         ImportError: The package for this kind of bucket is not installed; it says which.
     """
-    backend = _backend(os.fspath(url), durable=durable, endpoint_url=endpoint_url)
+    backend = open_backend(url, durable=durable, endpoint_url=endpoint_url)
+    if backend.remote:
+        from casartifacts.backoff import Backoff
+
+        backend = Backoff(backend)
     if cache is None:
         cache = backend.remote
     if cache is True:
-        cache = _node_cache()
+        cache = node_cache()
     elif cache is False:
         return ContentStore(backend)
     return ContentStore(
@@ -57,7 +61,11 @@ def open_store(
     )
 
 
-def _backend(url: str, *, durable: bool, endpoint_url: str | None) -> Backend:
+def open_backend(
+    url: str | os.PathLike[str], *, durable: bool = True, endpoint_url: str | None = None
+) -> Backend:
+    """Open the place that a path or URL names, as `open_store` does, but without `Backoff`."""
+    url = os.fspath(url)
     scheme, separator, _ = url.partition("://")
     if not separator:
         if not url:
@@ -76,18 +84,17 @@ def _backend(url: str, *, durable: bool, endpoint_url: str | None) -> Backend:
 
 
 def _bucket(scheme: str, bucket: str, *, prefix: str, endpoint_url: str | None) -> Backend:
-    from casartifacts.backoff import Backoff
-
     if scheme == "s3":
         from casartifacts.backends.boto3 import Boto3ArtifactStore
 
-        return Backoff(Boto3ArtifactStore(bucket, prefix=prefix, endpoint_url=endpoint_url))
+        return Boto3ArtifactStore(bucket, prefix=prefix, endpoint_url=endpoint_url)
     from casartifacts.backends.gcs import GCSArtifactStore
 
-    return Backoff(GCSArtifactStore(bucket, prefix=prefix))
+    return GCSArtifactStore(bucket, prefix=prefix)
 
 
-def _node_cache() -> Path:
+def node_cache() -> Path:
+    """Return the folder of the node's cache."""
     if folder := os.environ.get("CASARTIFACTS_CACHE"):
         return Path(folder)
     # The scratch of a batch job is near and large; home folders are often neither.

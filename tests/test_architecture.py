@@ -30,7 +30,10 @@ FLOORS = [
     {""},
     {"__main__"},
     {"cli"},
-    {"studies"},
+    {"doctor", "studies"},
+    {"doctor.machine", "doctor.place"},
+    {"doctor.disks"},
+    {"doctor.findings"},
     {"opening"},
     {"store"},
     {"backoff", "cache", "planning", "reading"},
@@ -39,7 +42,7 @@ FLOORS = [
     {"cache.database", "cache.slots"},
     {"cache.table"},
     {"cache.folder"},
-    {"cache.counters", "cache.trust"},
+    {"cache.counters", "cache.mounts", "cache.trust"},
     {"cache.failures"},
     {
         "backends.boto3",
@@ -72,7 +75,7 @@ LIBRARIES = {
     "click": {"cli"},
     "diskcache": {"cache.table"},
     "google": {"backends.gcs"},
-    "importlib": {""},  # an import that cannot be read here
+    "importlib": {"", "doctor.machine"},  # an import that cannot be read here; versions
     "optuna": {"", "errors", "lifecycle", "studies"},
     "pyfastcdc": {"chunking"},
     "sqlalchemy": {"studies"},

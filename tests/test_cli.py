@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 PROGRAM = [sys.executable, "-m", "casartifacts"]
 LARGE = blake3(b"large").digest(length=3_000_000)
-VERBS = ["upload", "download", "ls", "stat", "rm"]
+VERBS = ["upload", "download", "ls", "stat", "rm", "doctor"]
 
 # Nothing of whoever runs the tests.
 CLEAN = {

@@ -577,7 +577,7 @@ def raised(act: Callable[[], object]) -> tuple[str, str]:
 
 CALLS: dict[str, Callable[[Backoff], object]] = {
     "open_reader": lambda backend: backend.open_reader("there").read(),
-    "read_into": lambda backend: backend.read_into("there", 0, memoryview(bytearray(4))),
+    "open_range": lambda backend: backend.open_range("there", 0, 4).read(),
     "write": lambda backend: backend.write("new", io.BytesIO(b"body")),
     "write_if_absent": lambda backend: backend.write_if_absent("new", io.BytesIO(b"body")),
     "stat": lambda backend: backend.stat("there"),

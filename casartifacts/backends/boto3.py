@@ -128,6 +128,11 @@ class Boto3ArtifactStore:
             self._made_in = os.getpid()
         return self._client
 
+    @property
+    def conditions(self) -> bool:
+        """Whether the server takes `If-None-Match`: True until it refused one."""
+        return self._conditions
+
     def retries_off(self) -> None:
         """Let the client raise what it meets at once, because a `Backoff` tries again itself."""
         self._retries = False
@@ -195,7 +200,28 @@ class Boto3ArtifactStore:
         """Delete the object; S3 deletes what is missing without a word, so it is asked first."""
         if self.stat(artifact_id) is None:
             raise errors.not_found(artifact_id, self)
-        self._call("delete_object", artifact_id)
+        self.discard(artifact_id)
+
+    def discard(self, name: str) -> None:
+        """Delete the object without asking whether there is one: it takes no other right."""
+        self._call("delete_object", name)
+
+    def takes_default_checksums(self, name: str) -> bool:
+        """Write a few bytes as a client does that was made with boto3's own defaults.
+
+        Returns whether the server takes them with the checksum that boto3 adds.
+        """
+        client = self._make_client(checksums="when_supported")
+        where = {"Bucket": self.bucket, "Key": self._placed.full_name(name)}
+        try:
+            client.put_object(**where, Body=b"checksum", **self._extra("put_object"))
+        except _client_error() as error:
+            if _status(error) in {400, 411, 501}:
+                return False
+            raise
+        finally:
+            client.close()
+        return True
 
     def stat(self, name: str) -> Entry | None:
         """Ask for the size and time of an object."""
@@ -234,9 +260,9 @@ class Boto3ArtifactStore:
                 f"{source} ({before.size} bytes) was copied to {target} in {self!r}, which has "
                 f"{after.size if after else 'no'} bytes now; the source was left as it is"
             )
-        self._call("delete_object", source)
+        self.discard(source)
 
-    def _make_client(self) -> Any:
+    def _make_client(self, *, checksums: str = "when_required") -> Any:
         try:
             import boto3
             from botocore.config import Config
@@ -248,7 +274,7 @@ class Boto3ArtifactStore:
             read_timeout=_READ_TIMEOUT,
             # The default CRC32 trailer is refused by Ceph (411) and Swift (501) over https, and
             # some servers answer a range with the checksum of the whole object.
-            request_checksum_calculation="when_required",
+            request_checksum_calculation=checksums,
             response_checksum_validation="when_required",
             # Else a body is read twice over http; what is stored is verified when it is read.
             s3={"payload_signing_enabled": False},

@@ -62,6 +62,11 @@ class FileSystemArtifactStore:
         durable = "" if self.durable else ", durable=False"
         return f"FileSystemArtifactStore({str(self._base_path)!r}{durable})"
 
+    @property
+    def folder(self) -> Path:
+        """The folder."""
+        return self._base_path
+
     def open_reader(self, artifact_id: str) -> BinaryIO:
         """Open the file of this artifact."""
         path = self._path(artifact_id)

@@ -7,6 +7,7 @@
     table       which contents there are (diskcache, SQLite)
     folder      what lies in the folder, and the steps in it
     trust       stamps: what need not be hashed again
+    mounts      on which file system a folder lies
     counters    what happened
     failures    `CacheUnavailable`
 

@@ -27,7 +27,7 @@ from casartifacts.cache.table import BUSY_SECONDS, FAILURES, Table
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Database"]
+__all__ = ["Database", "trouble_with"]
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +142,28 @@ class Database:
                 return self._unwritable.begin("its table cannot be written")
             return CacheUnavailable("its table cannot be read")
         return CacheUnavailable("its files cannot be used")
+
+
+def trouble_with(folder: str) -> str:
+    """Open the table of a folder as any use does, and read all of it; say what is wrong, or "".
+
+    Unlike a use, nothing is made where there is no table, and a broken one stays where it is.
+    """
+    try:
+        status = os.lstat(f"{folder}/{places.TABLE}")
+    except FileNotFoundError:
+        return ""
+    if not stat.S_ISREG(status.st_mode):
+        return "it is no file"
+    if not status.st_size:
+        return ""  # the next use fills it
+    with _guard:
+        try:
+            with contextlib.closing(Table(folder)) as table:
+                (found,) = table.sql("PRAGMA quick_check(1)").fetchone()
+        except (*FAILURES, OSError, TypeError, ValueError, AttributeError) as error:
+            return str(error) or repr(error)
+    return "" if found == "ok" else " ".join(str(found).split())
 
 
 def _identity(path: str) -> tuple[int, int] | None:

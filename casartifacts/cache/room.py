@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from casartifacts.cache.slots import Slot
     from casartifacts.cache.table import Table
 
-__all__ = ["default_limit", "reserve"]
+__all__ = ["default_limit", "free", "reserve"]
 
 # By default a tenth of the file system, but no more than this.
 _MOST_BY_DEFAULT = 100 * 2**30
@@ -70,7 +70,7 @@ def reserve(
             promised, unwritten = _promised(folder)
             excess = max(
                 can_go + promised + size - limit,
-                unwritten + size + _SLACK - _free(folder),
+                unwritten + size + _SLACK - free(folder),
             )
             if excess > can_go:
                 return None
@@ -79,7 +79,7 @@ def reserve(
                 counters.evictions += evicted
             slot = stack.enter_context(contextlib.closing(new_slot()))
         # What was evicted may share its blocks with other files: see what came of it.
-        if excess > 0 and unwritten + size > _free(folder):
+        if excess > 0 and unwritten + size > free(folder):
             return None
         stack.pop_all()
         return slot
@@ -97,7 +97,7 @@ def _drop_aside(put_aside: list[Aside], excess: int) -> int:
     return dropped
 
 
-def _free(folder: str) -> int:
+def free(folder: str) -> int:
     """Return the bytes that may still be written; the floor of the file system is left."""
     disk = shutil.disk_usage(folder)
     return disk.free - disk.total // _FREE_PARTS
