@@ -1,0 +1,95 @@
+"""Faults that come and go in a proxy, each seen to strike.
+
+Rule: what no server with a checksum on its way in would take (a bit that flips in an upload) is
+not weather; a bit that flips in a download is.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from serving import Fault
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable
+
+    from serving import Proxy
+
+__all__ = ["FAULTS", "blow", "pass_through"]
+
+FAULTS = {
+    "reset before a write": Fault("reset", method="PUT"),
+    "reset within a blob": Fault("reset", method="PUT", target="/blobs/", after=5_000),
+    "lost answer to a blob": Fault("reset", side="answer", method="PUT", target="/blobs/"),
+    "lost answer to a manifest": Fault("cut", side="answer", method="PUT", target="/manifests/"),
+    "lost answer to a ref": Fault("reset", side="answer", method="PUT", target="/refs/"),
+    "silence before a write": Fault("stall", method="PUT"),
+    "silence after a write": Fault("stall", side="answer", method="PUT"),
+    "too busy": Fault("refuse", status=503, code="SlowDown"),
+    "a server in trouble": Fault("refuse", status=500, code="InternalError", method="PUT"),
+    "a question refused": Fault("refuse", status=503, code="ServiceUnavailable", method="HEAD"),
+    "a read cut short": Fault("cut", side="answer", method="GET", target="/blobs/", after=9_000),
+    "a read that is reset": Fault("reset", side="answer", method="GET", after=20),
+    "a bit flipped in a read": Fault(
+        "garble", side="answer", method="GET", target="/blobs/", after=7_777
+    ),
+}
+"""What can go wrong, by name; each is used once, as a copy: `replace(FAULTS[name], times=3)`."""
+
+_PATIENCE_SECONDS = 60.0
+_TICK_SECONDS = 0.05
+
+# Silence lasts so long; then the connection is cut.
+_SILENCE_SECONDS = 0.4
+
+
+def pass_through(proxy: Proxy, names: list[str], *, check: Callable[[], None]) -> dict[str, int]:
+    """Let each of these faults strike a few times; return how often it did.
+
+    Raises:
+        TimeoutError: One of them was never hit.
+    """
+    hits = {}
+    for name in names:
+        with proxy.plan(replace(FAULTS[name], times=3)) as fault:
+            deadline = time.monotonic() + _PATIENCE_SECONDS
+            while not fault.hits:
+                check()
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"no request met {name!r} in {_PATIENCE_SECONDS:.0f} s")
+                time.sleep(_TICK_SECONDS)
+            time.sleep(_SILENCE_SECONDS)
+        hits[name] = fault.hits
+    return hits
+
+
+def blow(
+    proxy: Proxy, chance: random.Random, *, until: float, act: Callable[[], None]
+) -> dict[str, int]:
+    """Let random faults come and go until a monotonic time; return how often each struck.
+
+    `act` is called every few hundredths of a second.
+    """
+    hits = dict.fromkeys(FAULTS, 0)
+    name, fault, ends = "", None, 0.0
+    while time.monotonic() < until:
+        if time.monotonic() >= ends:
+            if fault is None:
+                name = chance.choice(list(FAULTS))
+                # A read is rare, because caches answer most: what strikes at all, strikes it.
+                rate = 1.0 if FAULTS[name].method == "GET" else chance.uniform(0.05, 0.4)
+                fault = proxy.plan(replace(FAULTS[name], rate=rate, times=20))
+            else:
+                fault.end()
+                hits[name] += fault.hits
+                fault = None
+            ends = time.monotonic() + chance.uniform(0.2, 1.5)
+        act()
+        time.sleep(_TICK_SECONDS)
+    if fault is not None:
+        fault.end()
+        hits[name] += fault.hits
+    return hits
