@@ -201,7 +201,8 @@ def test_a_soak_of_faults_and_kills_loses_nothing_and_workers_do_not_grow(
     """Workers are killed at random moments and replaced; one is spared, and its memory sampled."""
     chance = random.Random(SEED)
     is_long = seconds > 120
-    job = replace(job_for(place, postgresql, tmp_path), pace_seconds=1.5 if is_long else 0.3)
+    job = replace(job_for(place, postgresql, tmp_path), pace_seconds=2.0 if is_long else 0)
+    place.proxy.latency_seconds = 0.01  # most of a trial is its uploads, so most kills meet one
     memory: list[tuple[float, int]] = []
     kills = 0
     next_kill = time.monotonic() + 5
@@ -248,7 +249,7 @@ def test_a_soak_of_faults_and_kills_loses_nothing_and_workers_do_not_grow(
     assert len(found.unreached_contents()) <= kills
     assert len(found.unreached_blobs()) <= kills * BLOBS_OF_A_CHECKPOINT
     assert 0 < failed <= kills
-    assert sum(map(bool, hits.values())) > len(hits) / 2
+    assert sum(map(bool, hits.values())) > len(hits) * (0.99 if is_long else 0.5)
     assert last <= first + MARGIN
 
 

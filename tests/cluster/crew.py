@@ -30,7 +30,7 @@ CONTEXT.set_forkserver_preload(
     ["boto3", "casartifacts.studies", "numpy", "optuna", "optuna.artifacts", "sqlalchemy"]
 )
 
-_PATIENCE_SECONDS = 90.0
+_PATIENCE_SECONDS = 180.0
 
 
 def resident_bytes(pid: int) -> int:

@@ -146,7 +146,7 @@ class _Worker:
 
     def objective(self, trial: Trial) -> float:
         self._started = time.monotonic()
-        folder, rate = self._job.folder, trial.suggest_float("rate", 0.2, 1.0, step=0.4)
+        folder, rate = self._job.folder, trial.suggest_float("rate", 0.2, 1.0, step=0.1)
         model = self._begin(trial)
         for epoch in range(_EPOCHS):
             model.train(rate)
@@ -171,7 +171,7 @@ class _Worker:
         complete = (optuna.trial.TrialState.COMPLETE,)
         others = self._study.get_trials(deepcopy=False, states=complete) if goes_on else []
         if not others:
-            return Model.fresh(trial.suggest_int("seed", 0, 2))
+            return Model.fresh(trial.suggest_int("seed", 0, 7))
         other = self._random.choice(others[-50:])
         path = self._job.folder / "other.npz"
         download_artifact(

@@ -56,11 +56,9 @@ def pass_through(proxy: Proxy, names: list[str], *, check: Callable[[], None]) -
     for name in names:
         with proxy.plan(replace(FAULTS[name], times=3)) as fault:
             deadline = time.monotonic() + _PATIENCE_SECONDS
-            while not fault.hits:
-                check()
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"no request met {name!r} in {_PATIENCE_SECONDS:.0f} s")
-                time.sleep(_TICK_SECONDS)
+            _wait(lambda: bool(fault.hits) or time.monotonic() > deadline, check)
+            if not fault.hits:
+                raise TimeoutError(f"no request met {name!r} in {_PATIENCE_SECONDS:.0f} s")
             time.sleep(_SILENCE_SECONDS)
         hits[name] = fault.hits
     return hits
@@ -74,22 +72,23 @@ def blow(
     `act` is called every few hundredths of a second.
     """
     hits = dict.fromkeys(FAULTS, 0)
-    name, fault, ends = "", None, 0.0
-    while time.monotonic() < until:
-        if time.monotonic() >= ends:
-            if fault is None:
-                name = chance.choice(list(FAULTS))
-                # A read is rare, because caches answer most: what strikes at all, strikes it.
-                rate = 1.0 if FAULTS[name].method == "GET" else chance.uniform(0.05, 0.4)
-                fault = proxy.plan(replace(FAULTS[name], rate=rate, times=20))
-            else:
-                fault.end()
-                hits[name] += fault.hits
-                fault = None
-            ends = time.monotonic() + chance.uniform(0.2, 1.5)
+    coming: list[str] = []
+    while (now := time.monotonic()) < until:
+        if not coming:
+            coming = chance.sample(list(FAULTS), len(FAULTS))
+        name = coming.pop()
+        # A read is rare, because caches answer most: what strikes at all, strikes it.
+        rate = 1.0 if FAULTS[name].method == "GET" else chance.uniform(0.05, 0.4)
+        lasts, longest, pause = chance.uniform(0.2, 1.2), 3.0, chance.uniform(0.1, 0.6)
+        with proxy.plan(replace(FAULTS[name], rate=rate, times=20)) as fault:
+            _wait(lambda: time.monotonic() > now + (lasts if fault.hits else longest), act)
+        hits[name] += fault.hits
+        ended = time.monotonic()
+        _wait(lambda: time.monotonic() > ended + pause, act)
+    return hits
+
+
+def _wait(over: Callable[[], bool], act: Callable[[], None]) -> None:
+    while not over():
         act()
         time.sleep(_TICK_SECONDS)
-    if fault is not None:
-        fault.end()
-        hits[name] += fault.hits
-    return hits
