@@ -345,6 +345,14 @@ def by_executor(kind: str, task: Callable[[int], object], _folder: Path) -> list
         return list(pool.map(task, range(TASKS)))
 
 
+def by_inheritance(task: Callable[[int], object], _folder: Path) -> list[object]:
+    """Give the store to children as the memory that they are born with."""
+    with ProcessPoolExecutor(
+        2, mp_context=context("fork"), initializer=clients.take, initargs=(task,)
+    ) as pool:
+        return list(pool.map(clients.do, range(TASKS)))
+
+
 def context(kind: str) -> BaseContext:
     import multiprocessing
 
@@ -379,6 +387,7 @@ def by_dask(task: Callable[[int], object], folder: Path) -> list[object]:
 
 POOLS: dict[str, Callable[[Callable[[int], object], Path], list[object]]] = {
     "fork": partial(by_executor, "fork"),
+    "fork, unpickled": by_inheritance,
     "spawn": partial(by_executor, "spawn"),
     "joblib": by_joblib,
     "dask": by_dask,

@@ -16,11 +16,11 @@ from unittest import mock
 from casartifacts import ContentStore, planning
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from multiprocessing.synchronize import Barrier
     from pathlib import Path
 
-__all__ = ["Clients", "carry", "content", "contents", "upload_at_once"]
+__all__ = ["Clients", "carry", "content", "contents", "do", "take", "upload_at_once"]
 
 BLOB_LIMIT = 2**19
 
@@ -89,3 +89,16 @@ def carry(store: ContentStore, folder: Path, number: int) -> tuple[int, list[str
         if (folder / name).read_bytes() != body:
             raise ValueError(f"{name} came back as something else")
     return os.getpid(), uploaded
+
+
+_taken: list[Callable[[int], object]] = []
+
+
+def take(task: Callable[[int], object]) -> None:
+    """Keep the task that this process was begun with; after a fork it was never pickled."""
+    _taken.append(task)
+
+
+def do(number: int) -> object:
+    """Do what was taken."""
+    return _taken[-1](number)
