@@ -33,14 +33,18 @@ FAULTS = {
     "a question refused": Fault("refuse", status=503, code="ServiceUnavailable", method="HEAD"),
     "a read cut short": Fault("cut", side="answer", method="GET", target="/blobs/", after=9_000),
     "a read that is reset": Fault("reset", side="answer", method="GET", after=20),
+    # Once: what reads wrong twice is reported as damaged, and rightly.
     "a bit flipped in a read": Fault(
-        "garble", side="answer", method="GET", target="/blobs/", after=7_777
+        "garble", side="answer", method="GET", target="/blobs/", after=7_777, times=1
     ),
 }
-"""What can go wrong, by name; each is used once, as a copy: `replace(FAULTS[name], times=3)`."""
+"""What can go wrong, by name; each is planned as a copy."""
 
 _PATIENCE_SECONDS = 60.0
 _TICK_SECONDS = 0.05
+
+# How long the weather waits for a request that it can strike.
+_LONGEST_SECONDS = 3.0
 
 # Silence lasts so long; then the connection is cut.
 _SILENCE_SECONDS = 0.4
@@ -54,12 +58,10 @@ def pass_through(proxy: Proxy, names: list[str], *, check: Callable[[], None]) -
     """
     hits = {}
     for name in names:
-        with proxy.plan(replace(FAULTS[name], times=3)) as fault:
-            deadline = time.monotonic() + _PATIENCE_SECONDS
-            _wait(lambda: bool(fault.hits) or time.monotonic() > deadline, check)
-            if not fault.hits:
+        with proxy.plan(_copy(name, times=3)) as fault:
+            if not _wait(_PATIENCE_SECONDS, fault=fault, act=check):
                 raise TimeoutError(f"no request met {name!r} in {_PATIENCE_SECONDS:.0f} s")
-            time.sleep(_SILENCE_SECONDS)
+            _wait(_SILENCE_SECONDS, act=check)
         hits[name] = fault.hits
     return hits
 
@@ -73,22 +75,31 @@ def blow(
     """
     hits = dict.fromkeys(FAULTS, 0)
     coming: list[str] = []
-    while (now := time.monotonic()) < until:
+    while time.monotonic() < until:
         if not coming:
             coming = chance.sample(list(FAULTS), len(FAULTS))
         name = coming.pop()
         # A read is rare, because caches answer most: what strikes at all, strikes it.
         rate = 1.0 if FAULTS[name].method == "GET" else chance.uniform(0.05, 0.4)
-        lasts, longest, pause = chance.uniform(0.2, 1.2), 3.0, chance.uniform(0.1, 0.6)
-        with proxy.plan(replace(FAULTS[name], rate=rate, times=20)) as fault:
-            _wait(lambda: time.monotonic() > now + (lasts if fault.hits else longest), act)
+        with proxy.plan(_copy(name, times=20, rate=rate)) as fault:
+            _wait(_LONGEST_SECONDS, fault=fault, act=act)
+            _wait(chance.uniform(0.2, 1.2), act=act)
         hits[name] += fault.hits
-        ended = time.monotonic()
-        _wait(lambda: time.monotonic() > ended + pause, act)
+        _wait(chance.uniform(0.1, 0.6), act=act)
     return hits
 
 
-def _wait(over: Callable[[], bool], act: Callable[[], None]) -> None:
-    while not over():
+def _copy(name: str, *, times: int, rate: float = 1.0) -> Fault:
+    fault = FAULTS[name]
+    return replace(fault, times=fault.times or times, rate=rate)
+
+
+def _wait(seconds: float, *, act: Callable[[], None], fault: Fault | None = None) -> bool:
+    """Let that time pass, or return True as soon as the fault has struck."""
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends:
+        if fault is not None and fault.hits:
+            return True
         act()
         time.sleep(_TICK_SECONDS)
+    return False
