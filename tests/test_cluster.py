@@ -299,7 +299,8 @@ def test_200_clients_store_each_content_once_though_one_request_in_twenty_fails(
     for process in running:
         process.start()
     for process in running:
-        process.join(300)
+        process.join(PATIENCE_SECONDS)
+        process.kill()
     assert [process.exitcode for process in running] == [0] * processes
     for fault in faults:
         fault.end()
@@ -339,10 +340,22 @@ def named(found: Iterable[str]) -> set[str]:
 
 TASKS = 4
 
+PATIENCE_SECONDS = 120.0
+
 
 def by_executor(kind: str, task: Callable[[int], object], _folder: Path) -> list[object]:
     with ProcessPoolExecutor(2, mp_context=context(kind)) as pool:
-        return list(pool.map(task, range(TASKS)))
+        return results(pool, task)
+
+
+def results(pool: ProcessPoolExecutor, task: Callable[[int], object]) -> list[object]:
+    """Return what the tasks return; a child that hangs is an error and not a test without end."""
+    try:
+        return list(pool.map(task, range(TASKS), timeout=PATIENCE_SECONDS))
+    except TimeoutError:
+        for process in (pool._processes or {}).values():
+            process.kill()
+        raise
 
 
 def by_inheritance(task: Callable[[int], object], _folder: Path) -> list[object]:
@@ -350,7 +363,7 @@ def by_inheritance(task: Callable[[int], object], _folder: Path) -> list[object]
     with ProcessPoolExecutor(
         2, mp_context=context("fork"), initializer=clients.take, initargs=(task,)
     ) as pool:
-        return list(pool.map(clients.do, range(TASKS)))
+        return results(pool, clients.do)
 
 
 def context(kind: str) -> BaseContext:
