@@ -205,20 +205,24 @@ def test_a_soak_of_faults_and_kills_loses_nothing_and_workers_do_not_grow(
     place.proxy.latency_seconds = 0.01  # most of a trial is its uploads, so most kills meet one
     memory: list[tuple[float, int]] = []
     kills = 0
-    next_kill = time.monotonic() + 5
     began = time.monotonic()
     with Crew(job, size=4) as crew:
+        next_kill = began
+        victim, noted = 1, 0
 
         def act() -> None:
-            nonlocal kills, next_kill
+            nonlocal kills, next_kill, victim, noted
             crew.check()
             now = time.monotonic()
             if not memory or now > memory[-1][0] + 0.25:
                 memory.append((now, resident_bytes(crew.workers[0].pid or 0)))
-            if now > next_kill:
-                crew.kill(chance.randrange(1, 4))
+            # Not before it has begun an upload: somewhere within, or soon after.
+            if now > next_kill and crew.noted(victim) > noted:
+                crew.kill(victim)
                 kills += 1
-                next_kill = now + chance.uniform(1, 12 if is_long else 4)
+                next_kill = now + chance.uniform(0.5, 12 if is_long else 3)
+                victim = chance.randrange(1, 4)
+                noted = crew.noted(victim)
 
         hits = weather.blow(place.proxy, chance, until=began + seconds, act=act)
         crew.stop()

@@ -70,6 +70,11 @@ class Crew:
         if ended:
             raise RuntimeError(f"a worker ended: {ended}")
 
+    def noted(self, node: int) -> int:
+        """Return a figure that grows whenever the worker of a node begins an upload."""
+        notes = self._job.folder / self.workers[node].name / NOTES
+        return notes.stat().st_size if notes.exists() else 0
+
     def kill(self, node: int) -> None:
         """End the worker of a node with SIGKILL and put another in its place."""
         self.check()
