@@ -344,7 +344,7 @@ def named(found: Iterable[str]) -> set[str]:
 
 TASKS = 4
 
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 300.0
 
 
 def by_executor(kind: str, task: Callable[[int], object], _folder: Path) -> list[object]:

@@ -24,7 +24,7 @@ __all__ = ["Clients", "carry", "content", "contents", "do", "take", "upload_at_o
 
 BLOB_LIMIT = 2**19
 
-_PATIENCE_SECONDS = 90.0
+_PATIENCE_SECONDS = 300.0
 
 
 def content(number: int, *, size: int) -> bytes:

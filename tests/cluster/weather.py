@@ -40,7 +40,7 @@ FAULTS = {
 }
 """What can go wrong, by name; each is planned as a copy."""
 
-_PATIENCE_SECONDS = 60.0
+_PATIENCE_SECONDS = 180.0
 _TICK_SECONDS = 0.05
 
 # How long the weather waits for a request that it can strike.
