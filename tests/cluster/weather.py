@@ -67,15 +67,19 @@ def pass_through(proxy: Proxy, names: list[str], *, check: Callable[[], None]) -
 
 
 def blow(
-    proxy: Proxy, chance: random.Random, *, until: float, act: Callable[[], None]
+    proxy: Proxy,
+    chance: random.Random,
+    *,
+    over: Callable[[dict[str, int]], bool],
+    act: Callable[[], None],
 ) -> dict[str, int]:
-    """Let random faults come and go until a monotonic time; return how often each struck.
+    """Let random faults come and go until `over(hits)`; return how often each struck.
 
     `act` is called every few hundredths of a second.
     """
     hits = dict.fromkeys(FAULTS, 0)
     coming: list[str] = []
-    while time.monotonic() < until:
+    while not over(hits):
         if not coming:
             coming = chance.sample(list(FAULTS), len(FAULTS))
         name = coming.pop()
