@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import optuna
 import pytest
 import serving
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serving import Fault, Proxy, Server
+from serving import Database, Fault, Proxy, Server
 from serving.apart import ProxyApart
 from serving.processes import Programs
 
@@ -178,6 +179,37 @@ def until(true: Callable[[], bool]) -> None:
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+# The databases.
+
+
+@pytest.mark.parametrize("name", serving.DATABASES)
+def test_a_database_keeps_a_study_for_who_has_its_url_and_stopped_it_leaves_nothing(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    request.getfixturevalue(name)  # skips without it
+    with serving.start_database(name) as database:
+        with serving.open_storage(database.url) as storage:
+            study = optuna.create_study(study_name="kept", storage=storage)
+            study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+            params = [trial.params for trial in study.trials]
+        with serving.open_storage(database.url) as storage:
+            seen = optuna.load_study(study_name="kept", storage=storage)
+            assert [trial.params for trial in seen.trials] == params
+        address = urlsplit(database.url)
+        assert address.hostname == "127.0.0.1"
+        assert address.password
+        stranger = database.url.replace(address.password, "wrong")
+        with (
+            pytest.raises(Exception, match=r"(?i)password|denied"),
+            serving.open_storage(stranger) as storage,
+        ):
+            optuna.load_study(study_name="kept", storage=storage)
+        folder, pids = database._programs.folder, database.pids()
+        assert all(map(alive, pids))
+    assert not folder.exists()
+    assert not any(map(alive, pids))
 
 
 # The proxy.
@@ -864,4 +896,25 @@ def test_by_hand_a_server_prints_what_to_export_and_ends_with_its_signal(
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
         assert "requests: GET 1; round trips in a row: 2;" in process.stderr.read()
+    assert not list(tmp_path.iterdir())
+
+
+def test_by_hand_a_database_prints_what_optuna_wants_and_ends_with_its_signal(
+    redis: Database, tmp_path: Path
+) -> None:
+    tool = Path(__file__).parent.parent / "tools" / "servers"
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, str(tool), "up", "redis"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as process:
+        assert process.stdout
+        name, _, url = process.stdout.readline().removeprefix("export ").strip().partition("=")
+        assert name == "OPTUNA_STORAGE"
+        with serving.open_storage(url) as storage:
+            optuna.create_study(storage=storage)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
     assert not list(tmp_path.iterdir())

@@ -3,6 +3,7 @@
 processes   programs that are gone when their test is
 server      what a started server is to a test
 ceph        Ceph's S3 gateway, http and https          emulators   MiniStack, fake-gcs-server
+databases   PostgreSQL, MariaDB, Redis, for Optuna's studies
 proxy       counts, slows down and breaks what passes between a client and a server
 apart       the same in a process of its own, without faults, for who measures
 haproxy     TLS in front of any of them, and a 503 now and then
@@ -11,13 +12,18 @@ with serving.start("ceph") as server, Proxy(server.home) as proxy:
     seen = server.behind(proxy.url)
     ... export seen.environment, seen.make_bucket(), use it ...
     assert proxy.counts.requests == {"PUT": 1}
+
+with serving.start_database("postgresql") as database:
+    with serving.open_storage(database.url) as storage:
+        study = optuna.create_study(storage=storage)
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from serving import ceph, emulators
+from serving import ceph, databases, emulators
+from serving.databases import Database, open_storage
 from serving.haproxy import HAProxy
 from serving.processes import ServerFailed
 from serving.proxy import Counts, Exchange, Fault, Proxy
@@ -27,8 +33,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
+    "DATABASES",
     "NAMES",
     "Counts",
+    "Database",
     "Exchange",
     "Fault",
     "HAProxy",
@@ -36,7 +44,9 @@ __all__ = [
     "Server",
     "ServerFailed",
     "missing",
+    "open_storage",
     "start",
+    "start_database",
 ]
 
 _MISSING: dict[str, Callable[[], str | None]] = {
@@ -46,6 +56,21 @@ _MISSING: dict[str, Callable[[], str | None]] = {
 }
 
 NAMES = tuple(_MISSING)
+"""Servers with buckets."""
+
+_MISSING |= {
+    "postgresql": databases.missing_postgresql,
+    "mariadb": databases.missing_mariadb,
+    "redis": databases.missing_redis,
+}
+
+_DATABASES: dict[str, Callable[[], Database]] = {
+    "postgresql": databases.start_postgresql,
+    "mariadb": databases.start_mariadb,
+    "redis": databases.start_redis,
+}
+
+DATABASES = tuple(_DATABASES)
 
 
 def missing(name: str) -> str | None:
@@ -66,3 +91,10 @@ def start(name: str, *, durable: bool = False) -> Server:
     if name == "gcs":
         return emulators.start_gcs(durable=durable)
     raise ValueError(f"no server named {name!r}: there are {', '.join(NAMES)}")
+
+
+def start_database(name: str) -> Database:
+    """Start this database, empty, in a folder and on a port of its own; returns when it answers."""
+    if name not in _DATABASES:
+        raise ValueError(f"no database named {name!r}: there are {', '.join(DATABASES)}")
+    return _DATABASES[name]()

@@ -18,9 +18,9 @@ import serving
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from serving import Server
+    from serving import Database, Server
 
-__all__ = ["ceph", "gcs", "ministack", "start", "use"]
+__all__ = ["ceph", "gcs", "mariadb", "ministack", "postgresql", "redis", "start", "use"]
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +39,24 @@ def ministack() -> Iterator[Server]:
 def gcs() -> Iterator[Server]:
     """fake-gcs-server, objects in memory."""
     yield from _serve("gcs")
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Database]:
+    """PostgreSQL, empty at first; a test takes a study name that no other has."""
+    yield from _keep("postgresql")
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[Database]:
+    """MariaDB, the same."""
+    yield from _keep("mariadb")
+
+
+@pytest.fixture(scope="session")
+def redis() -> Iterator[Database]:
+    """Redis, the same."""
+    yield from _keep("redis")
 
 
 @pytest.fixture
@@ -71,6 +89,12 @@ def _serve(name: str) -> Iterator[Server]:
     _skip_without(name)
     with serving.start(name) as server:
         yield server
+
+
+def _keep(name: str) -> Iterator[Database]:
+    _skip_without(name)
+    with serving.start_database(name) as database:
+        yield database
 
 
 def _skip_without(name: str) -> None:

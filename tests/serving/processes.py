@@ -85,9 +85,17 @@ class Programs:
             raise ServerFailed(f"the keeper of {self.folder} did not start")
 
     def start(
-        self, name: str, command: Sequence[str], *, environment: Mapping[str, str] | None = None
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str] | None = None,
+        user: str | None = None,
     ) -> None:
-        """Start a program, unless it runs; what it prints is in `<folder>/<name>.log`."""
+        """Start a program, unless it runs; what it prints is in `<folder>/<name>.log`.
+
+        Root may start it as another user.
+        """
         if self.runs(name):
             return
         with self._log(name).open("ab") as log:
@@ -99,6 +107,9 @@ class Programs:
                 stdout=log,
                 stderr=log,
                 process_group=self._keeper.pid,
+                user=user,
+                group=user,
+                extra_groups=None if user is None else [],
             )
 
     def runs(self, name: str) -> bool:
@@ -112,10 +123,15 @@ class Programs:
             raise ServerFailed(f"{name} ended with {code}: {self._tail(name)}")
 
     def run(
-        self, name: str, command: Sequence[str], *, environment: Mapping[str, str] | None = None
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str] | None = None,
+        user: str | None = None,
     ) -> None:
         """Run a program to its end, which must be a good one."""
-        self.start(name, command, environment=environment)
+        self.start(name, command, environment=environment, user=user)
         self.finish(name)
 
     def wait_until(self, ready: Callable[[], bool], *, what: str) -> None:
