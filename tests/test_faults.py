@@ -56,7 +56,7 @@ TRIES = 4
 BOUND = 20
 
 # Seconds without a byte after which a client gives up.
-PATIENCE = 0.7
+PATIENCE = 1.0
 
 Act = Literal["upload", "upload small", "download", "read", "remove", "list"]
 
@@ -220,7 +220,7 @@ TABLE = [
     *(
         Row(
             f"{status} {code}",
-            {"kind": "refuse", "status": status, "code": code, "times": 3},
+            {"kind": "refuse", "status": status, "code": code, "times": 2},
             "any",
             ALL if code == "SlowDown" else ("upload", "download", "list"),
             RIGHT,
@@ -353,7 +353,7 @@ class Place:
         self.side = side
         self.proxy = side.proxy
         self.prefix = uuid.uuid4().hex
-        self.near = self.store(side.near, tries=1)
+        self.near = self.store(side.near)
 
     def store(self, client: Any, *, tries: int = TRIES, max_delay: float = 0.05) -> ContentStore:
         """Open the store, without a cache, with a client; delays are short."""
@@ -437,13 +437,14 @@ def side(
     name = request.param
     server: Server = request.getfixturevalue(name)
     if name not in sides:
-        monkeypatch.setattr(s3_backend, "_CONNECT_TIMEOUT", PATIENCE)
-        monkeypatch.setattr(s3_backend, "_READ_TIMEOUT", PATIENCE)
         proxy = Proxy(server.home)
         bucket = server.make_bucket()
-        clients = [client_of(server.behind(url), bucket, use) for url in (server.home, proxy.url)]
+        near = client_of(server.behind(server.home), bucket, use)
+        monkeypatch.setattr(s3_backend, "_CONNECT_TIMEOUT", PATIENCE)
+        monkeypatch.setattr(s3_backend, "_READ_TIMEOUT", PATIENCE)
+        far = client_of(server.behind(proxy.url), bucket, use)
         server.behind(server.home)
-        sides[name] = Side(server.protocol, bucket, proxy, *clients)
+        sides[name] = Side(server.protocol, bucket, proxy, near, far)
     monkeypatch.setattr(gcs_backend, "_TIMEOUT", (PATIENCE, PATIENCE))
     return sides[name]
 
