@@ -8,7 +8,6 @@ multipart upload.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import itertools
 import json
@@ -20,6 +19,7 @@ import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -423,6 +423,8 @@ def sides() -> Iterator[dict[str, Side]]:
     found: dict[str, Side] = {}
     yield found
     for side in found.values():
+        side.near.close()
+        side.far.close()
         side.proxy.close()
 
 
@@ -692,6 +694,7 @@ def test_without_a_right_what_needs_it_is_refused_at_once_and_nothing_else(
             assert len(place.exchanges(403)) == (job.act in refused)
     finally:
         side.near.delete_bucket_policy(Bucket=side.bucket)
+        anonymous.close()
     for job in jobs:
         if job.act in refused:
             job.do(job.place.near)
@@ -748,6 +751,7 @@ def test_google_credentials_that_expire_midway_are_renewed(
             job.do(job.place.store(client))
         assert fault.hits == 1
         assert credentials.times == 2
+        client.close()
         job.check()
         job.place.check_whole()
 
@@ -805,13 +809,13 @@ def test_a_client_whose_checksums_break_the_server_over_tls_is_told_the_setting(
     boto3 = pytest.importorskip("boto3")
     from botocore.config import Config
 
-    with HAProxy(place.proxy.url) as front:
+    with HAProxy(place.proxy.url) as front, ExitStack() as ending:
         use(ceph.behind(front.url, ca_bundle=front.ca_bundle))
         place.near.add(io.BytesIO(b"to make the store"))
-        theirs = boto3.client("s3")
+        theirs = ending.enter_context(closing(boto3.client("s3")))
         store = place.store(theirs)
         place.proxy.reset()
-        with contextlib.ExitStack() as planned:
+        with ExitStack() as planned:
             if answer == "501":
                 refusal = {
                     "kind": "refuse",
@@ -824,7 +828,8 @@ def test_a_client_whose_checksums_break_the_server_over_tls_is_told_the_setting(
         assert "request_checksum_calculation='when_required'" in told
         assert 1 <= len(place.exchanges(int(answer))) <= 3
         config = Config(request_checksum_calculation="when_required")
-        store = place.store(boto3.client("s3", config=config))
+        ours = ending.enter_context(closing(boto3.client("s3", config=config)))
+        store = place.store(ours)
         assert store.open_reader(store.add(io.BytesIO(b"content"))).read() == b"content"
         place.check_whole()
 
@@ -835,8 +840,9 @@ def test_behind_a_front_that_refuses_and_is_killed_every_byte_arrives(
     place: Place, side: Side, request: pytest.FixtureRequest, use: Callable[[Server], None]
 ) -> None:
     server: Server = request.getfixturevalue("gcs" if side.protocol == "gcs" else "ceph")
-    with HAProxy(side.proxy.url, refused_permille=100) as front:
+    with HAProxy(side.proxy.url, refused_permille=100) as front, ExitStack() as ending:
         client = client_of(server.behind(front.url, ca_bundle=front.ca_bundle), side.bucket, use)
+        ending.callback(client.close)
         refused = 0
 
         def kill() -> None:
@@ -859,7 +865,7 @@ def test_a_handshake_that_breaks_off_is_tried_again_and_a_wrong_certificate_is_n
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def hang_up() -> None:
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 while True:
                     connection, _ = listener.accept()
                     connection.recv(100_000)
@@ -873,6 +879,7 @@ def test_a_handshake_that_breaks_off_is_tried_again_and_a_wrong_certificate_is_n
         backend: Any = Boto3ArtifactStore("bucket")
         retrying = Backoff(backend, max_retries=TRIES, min_delay=0.01, max_delay=0.05)
         raised(lambda: retrying.stat("name"))
+        backend.client.close()
         listener.shutdown(socket.SHUT_RDWR)
         thread.join()
     assert len(met) == TRIES
@@ -881,6 +888,7 @@ def test_a_handshake_that_breaks_off_is_tried_again_and_a_wrong_certificate_is_n
     backend = Boto3ArtifactStore("bucket")
     with Counted() as retries:
         kinds, told = raised(lambda: Backoff(backend).stat("name"))
+    backend.client.close()
     assert "SSLError" in kinds
     assert "certificate" in told.lower()
     assert not retries.lines
@@ -963,9 +971,11 @@ def test_a_server_that_is_killed_and_started_under_load_loses_and_falsifies_noth
     server = start(name, durable=True)
     bucket = server.make_bucket()
     killed = iter([("radosgw",), ("osd",), ()] if name == "ceph" else [(), (), ()])
-    with Proxy(server.home) as proxy:
+    with Proxy(server.home) as proxy, ExitStack() as ending:
         far = client_of(server.behind(proxy.url), bucket, use)
         near = client_of(server.behind(server.home), bucket, use)
+        ending.callback(far.close)
+        ending.callback(near.close)
         place = Place(Side(server.protocol, bucket, proxy, near, far))
 
         def kill() -> None:
