@@ -715,6 +715,83 @@ def test_a_garbled_body_differs_in_one_bit_just_there(proxy: Proxy, side: Any, a
     assert fault.hits == 1
 
 
+def test_a_dropped_connection_has_carried_nothing_and_the_next_one_is_well(
+    proxy: Proxy, upstream: Upstream
+) -> None:
+    with proxy.plan(Fault("drop", times=2)) as fault:
+        for _ in range(2):
+            with connected(proxy) as connection, pytest.raises(ConnectionResetError):
+                ask(connection, "PUT", "/x", b"body")
+        assert not proxy.counts.requests
+        assert not upstream.kept
+        with connected(proxy) as connection:
+            assert ask(connection, "POST", "/", b"x") == b"x"
+    assert fault.hits == 2
+
+
+def test_after_hanging_up_clients_connect_anew(proxy: Proxy) -> None:
+    with connected(proxy) as connection:
+        ask(connection, "POST", "/", b"x")
+        proxy.hang_up()
+        with pytest.raises((ConnectionError, http.client.RemoteDisconnected)):
+            ask(connection, "POST", "/", b"x")
+        connection.close()
+        assert ask(connection, "POST", "/", b"x") == b"x"
+    assert proxy.counts.connections == 2
+
+
+@pytest.mark.parametrize("chunked", ["", "chunked"])
+def test_a_shortened_answer_is_whole_to_its_client(proxy: Proxy, chunked: str) -> None:
+    with proxy.plan(Fault("shorten", side="answer", after=1000, method="GET")) as fault:
+        for target, size in (("/a", 300_000), ("/b", 500)):
+            with connected(proxy) as connection:
+                ask(connection, "PUT", target + chunked, bytes(size))
+                shown = 1000 if size > 1000 and not chunked else size
+                assert ask(connection, "GET", target + chunked) == bytes(shown)
+    assert fault.hits == (0 if chunked else 1)  # who does not announce a length cannot be believed
+
+
+def test_a_stripped_field_does_not_reach_the_server_and_only_who_has_it_is_struck(
+    proxy: Proxy,
+) -> None:
+    with proxy.plan(Fault("strip", header="Expect")) as fault, connected(proxy) as connection:
+        ask(connection, "POST", "/", b"without")
+        assert fault.hits == 0
+        # With the field, the body would be refused before it is sent.
+        connection.request("PUT", "/unwanted", b"body", {"expect": "100-continue"})
+        answer = connection.getresponse()
+        assert (answer.status, answer.read()) == (200, b"")
+    assert fault.hits == 1
+
+
+def test_haproxy_refuses_as_many_as_it_was_told_by_tls_and_comes_back(upstream: Upstream) -> None:
+    if reason := serving.HAProxy.missing():
+        pytest.skip(reason)
+    with serving.HAProxy(upstream.url, refused_permille=500) as front:
+        context = ssl.create_default_context(cafile=front.ca_bundle)
+
+        def statuses() -> list[int]:
+            address = urlsplit(front.url).netloc
+            connection = http.client.HTTPSConnection(address, context=context, timeout=10)
+            found = []
+            with contextlib.closing(connection):
+                for _ in range(40):
+                    connection.request("POST", "/", b"x")
+                    answer = connection.getresponse()
+                    answer.read()
+                    found.append(answer.status)
+            return found
+
+        seen = statuses()
+        assert set(seen) == {200, 503}
+        assert front.refused() == seen.count(503)
+        front.kill()
+        with pytest.raises(ConnectionRefusedError):
+            statuses()
+        front.restart()
+        assert set(statuses()) == {200, 503}
+
+
 @pytest.mark.parametrize(
     "fault",
     [
@@ -723,6 +800,8 @@ def test_a_garbled_body_differs_in_one_bit_just_there(proxy: Proxy, side: Any, a
         Fault("garble", after=300_000, times=1),
         Fault("stall", target="/y", times=1),
         Fault("reset", method="GET", times=1),
+        Fault("reset", header="X-Missing", times=1),
+        Fault("shorten", side="answer", after=300_000, times=1),
         Fault("reset", skip=1, times=1),
         Fault("reset", rate=0.0, times=1),
         Fault("reset", times=0),

@@ -189,7 +189,7 @@ class GCSArtifactStore:
         self.remove(source)
 
     def _options(self) -> dict[str, Any]:
-        return {"timeout": _TIMEOUT, **({} if self._retries else {"retry": None})}
+        return {} if self._retries else {"retry": None, "timeout": _TIMEOUT}
 
     def _params(self) -> dict[str, str]:
         return {} if self._user_project is None else {"userProject": self._user_project}
