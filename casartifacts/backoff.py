@@ -30,9 +30,9 @@ _logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-# Ten minutes: with the default delays ten tries take 81 s; a server that answers slowly may take
-# longer, but never so long that what an upload knows of the store grows stale (an hour).
-_DEADLINE_SECONDS = 600.0
+# Five minutes: with the default delays ten tries take 81 s; into a black hole each takes up to 30 s
+# more. It is never so long that what an upload knows of the store grows stale (an hour).
+_DEADLINE_SECONDS = 300.0
 
 # What HTTP says of a failure that passes: timeouts, too many requests, a server in trouble.
 _PASSING_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -312,8 +312,10 @@ def _can_pass(error: Exception) -> bool:
     if status or code:
         return status in _PASSING_STATUSES or code in _PASSING_CODES
     classes = {parent.__name__ for parent in type(error).__mro__}
-    # A certificate that is refused now is refused again.
-    return not classes.isdisjoint(_PASSING_CLASSES) and "SSLError" not in classes
+    if "SSLError" in classes:
+        # A connection that broke off; a certificate that is refused now is refused again.
+        return "EOF" in str(error)
+    return not classes.isdisjoint(_PASSING_CLASSES)
 
 
 def _is_checksum(error: Exception) -> bool:

@@ -21,8 +21,25 @@ if TYPE_CHECKING:
 
 __all__ = ["WORKERS", "Beside", "in_order"]
 
-# 4-8 threads saturate boto3, which costs 2 ms of CPU per request under the GIL.
-WORKERS = max(4, min(8, os.cpu_count() or 1))
+_VARIABLE = "CASARTIFACTS_WORKERS"
+_MOST_WORKERS = 256
+
+
+def _workers() -> int:
+    """Return how many transfers of one process are under way at once.
+
+    4-8 threads saturate boto3, which costs 2 ms of CPU per request under the GIL; who has a faster
+    link or many processes on a node says another number.
+    """
+    given = os.environ.get(_VARIABLE)
+    if not given:
+        return max(4, min(8, os.cpu_count() or 1))
+    if not given.isdecimal() or not 1 <= int(given) <= _MOST_WORKERS:
+        raise ValueError(f"{_VARIABLE} must be a number from 1 to {_MOST_WORKERS}, got {given!r}")
+    return int(given)
+
+
+WORKERS = _workers()
 
 # What hashes beside the workers that send; it must never wait for them.
 _HASHERS = 2

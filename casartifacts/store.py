@@ -68,6 +68,8 @@ class ContentStore:
         self.backend = backend
         self.cache = cache
         self._knowledge = Knowledge()
+        # Contents that read wrong here: the next upload of one writes it anew.
+        self._doubted: set[str] = set()
         self._record: tuple[bytes, StoreRecord] | None = None
 
     def __repr__(self) -> str:
@@ -124,6 +126,7 @@ class ContentStore:
         source = take(body)
         try:
             upload = _Upload(source, record, progress)
+            upload.anew = upload.digest in self._doubted
             if artifact_id is None:
                 artifact_id = names.new_artifact_id(upload.digest)
             elif names.digest_in(artifact_id) not in {None, upload.digest}:
@@ -154,6 +157,8 @@ class ContentStore:
             source.finish(upload.size)
         finally:
             source.close()
+        if upload.anew:
+            self._doubted.discard(upload.digest)
         upload.report(upload.size)
         if self._recall(artifact_id) is not None:
             self._remember(artifact_id, upload.digest)
@@ -179,11 +184,13 @@ class ContentStore:
         self._knowledge.forget(name)
         self._remember(artifact_id, _REMOVED)
         body = self._read_ref(artifact_id)
+        # Before anything is done: whoever may not ask is refused here.
+        plain = self.backend.stat(artifact_id)
         if body is not None:
             # A fresh object: its own time in the backend is the time of the removal.
             self.backend.write(names.trashed_ref(artifact_id), io.BytesIO(body))
             self.backend.remove(name)
-        if self.backend.stat(artifact_id) is not None:
+        if plain is not None:
             self.backend.remove(artifact_id)
         elif body is None:
             raise errors.not_found(artifact_id, self)
@@ -206,7 +213,7 @@ class ContentStore:
             return self.backend.open_reader(artifact_id)  # a plain object of Optuna's
         if (cached := self._fetch(ref, None)) is not None:
             return cached
-        pieces = reading.content(self.backend, **self._where(ref))
+        pieces = self._pieces(ref)
         if self._is_small(ref):
             return io.BytesIO(next(pieces))
         return io.BufferedReader(reading.PieceReader(pieces), BUFFER_SIZE)
@@ -311,16 +318,16 @@ class ContentStore:
         """See to it that a content is live, and return the name by which it is."""
         if upload.small is not None:
             name = names.blob(upload.digest)
-            if not self._is_live(name, _exactly(upload.size)):
+            if upload.anew or not self._is_live(name, _exactly(upload.size)):
                 blob = NewBlob(0, upload.size, upload.digest)
-                self._send_blob(blob, upload.read_small)
+                self._send_blob(blob, upload.read_small, anew=upload.anew)
         else:
             name = names.manifest(upload.digest)
             sizes = range(smallest_size(upload.size, upload.record.chunker), sys.maxsize)
-            if not self._is_live(name, sizes):
+            if upload.anew or not self._is_live(name, sizes):
                 self._send(
                     lambda: self._keep_blobs(upload),
-                    lambda body: self._publish(name, body, sizes),
+                    lambda body: self._publish(name, body, sizes, anew=upload.anew),
                 )
         upload.check_unchanged()
         return name
@@ -331,7 +338,8 @@ class ContentStore:
         with contextlib.ExitStack() as ending:
             sink = None
             if isinstance(backend, Drafting):
-                sink = ending.enter_context(_Drafts(backend, self._publish_draft))
+                publish = partial(self._publish_draft, anew=upload.anew)
+                sink = ending.enter_context(_Drafts(backend, publish))
             plan = Plan(
                 upload.source,
                 digest=upload.digest,
@@ -354,7 +362,7 @@ class ContentStore:
         def missing() -> Iterator[tuple[NewBlob, bool]]:
             # An upload that was interrupted goes on where it stopped: each blob is asked for, until
             # one is missing. The others are sent unasked, which costs no request more than it must.
-            asks = True
+            asks = not upload.anew
             for blob in plan:
                 asks = asks and self._is_live(names.blob(blob.digest), _exactly(blob.length))
                 yield blob, asks
@@ -362,22 +370,25 @@ class ContentStore:
         def keep(asked: tuple[NewBlob, bool]) -> NewBlob:
             blob, is_live = asked
             if not is_live:
-                self._send_blob(blob, upload.source.read_at)
+                self._send_blob(blob, upload.source.read_at, anew=upload.anew)
             return blob
 
         return in_order(keep, missing())
 
-    def _publish_draft(self, draft: Draft, blob: NewBlob) -> None:
+    def _publish_draft(self, draft: Draft, blob: NewBlob, *, anew: bool) -> None:
         """Name a draft; a blob of another size, which a crash has cut, is replaced."""
         name = names.blob(blob.digest)
         asked_at = self._knowledge.now()
-        if not draft.publish(name) and not self._is_live(name, _exactly(blob.length)):
+        if not draft.publish(name, replace=anew) and not self._is_live(name, _exactly(blob.length)):
             draft.publish(name, replace=True)
         self._knowledge.learn(name, asked_at=asked_at)
 
-    def _send_blob(self, blob: NewBlob, read_at: Callable[[int, int], bytes]) -> None:
+    def _send_blob(
+        self, blob: NewBlob, read_at: Callable[[int, int], bytes], *, anew: bool
+    ) -> None:
         body = Outgoing(read_at, start=blob.start, length=blob.length, digest=blob.digest)
-        self._publish(names.blob(blob.digest), cast("BinaryIO", body), _exactly(blob.length))
+        name, sizes = names.blob(blob.digest), _exactly(blob.length)
+        self._publish(name, cast("BinaryIO", body), sizes, anew=anew)
 
     def _is_live(self, name: str, sizes: range) -> bool:
         """Tell whether something of one of these sizes (bytes) is live under a name."""
@@ -392,8 +403,14 @@ class ContentStore:
         self._knowledge.learn(name, asked_at=asked_at)
         return True
 
-    def _publish(self, name: str, body: BinaryIO, sizes: range) -> None:
-        """Write what is the same whoever writes it; only what has a wrong size is replaced."""
+    def _publish(self, name: str, body: BinaryIO, sizes: range, *, anew: bool) -> None:
+        """Write what is the same whoever writes it; what is there stays, unless it is wrong.
+
+        Wrong is what has another size, or, with `anew`, belongs to a content that read wrong.
+        """
+        if anew:
+            self._write(name, body)
+            return
         asked_at = self._knowledge.now()
         if self.backend.write_if_absent(name, body):
             self._knowledge.learn(name, asked_at=asked_at)
@@ -438,12 +455,27 @@ class ContentStore:
 
     def _bring(self, ref: Ref, target: reading.Target, progress: Progress | None) -> None:
         """Write a content to a file; it is verified when this returns."""
-        reading.bring(
-            self.backend,
-            target,
-            **self._where(ref),
-            report=lambda done: _report(progress, done, ref.size),
-        )
+        with self._doubting(ref):
+            reading.bring(
+                self.backend,
+                target,
+                **self._where(ref),
+                report=lambda done: _report(progress, done, ref.size),
+            )
+
+    def _pieces(self, ref: Ref) -> Iterator[memoryview]:
+        """Yield a content in order, verified."""
+        with self._doubting(ref):
+            yield from reading.content(self.backend, **self._where(ref))
+
+    @contextlib.contextmanager
+    def _doubting(self, ref: Ref) -> Iterator[None]:
+        """Note which content reads wrong: to find its bytes live is no reason not to send them."""
+        try:
+            yield
+        except CorruptArtifact:
+            self._doubted.add(_digest_of(ref))
+            raise
 
     def _find_ref(self, artifact_id: str) -> Ref | None:
         body = self._read_ref(artifact_id)
@@ -568,6 +600,7 @@ class _Upload:
     def __init__(self, source: Source, record: StoreRecord, progress: Progress | None) -> None:
         self.source = source
         self.record = record
+        self.anew = False  # whether what is there is not to be trusted
         self._progress = progress
         self._stamp = source.stamp()
         hasher = Hasher()

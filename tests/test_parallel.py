@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from casartifacts import parallel
 from casartifacts.parallel import WORKERS, Beside, in_order
 
 if TYPE_CHECKING:
@@ -152,6 +153,21 @@ def test_nothing_is_under_way_when_a_block_ends_with_an_error() -> None:
     with pytest.raises(ValueError, match="planned"):
         fail()
     assert (work.running, work.ended) == (0, 1)
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "many", "1e3", "257", " "])
+def test_a_number_of_workers_that_is_none_is_refused(
+    given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CASARTIFACTS_WORKERS", given)
+    with pytest.raises(ValueError, match=r"CASARTIFACTS_WORKERS must be a number from 1 to 256"):
+        parallel._workers()
+
+
+def test_the_number_of_workers_can_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, workers in (("1", 1), ("32", 32)):
+        monkeypatch.setenv("CASARTIFACTS_WORKERS", number)
+        assert parallel._workers() == workers
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")

@@ -13,6 +13,7 @@ import tempfile
 import threading
 from contextlib import ExitStack, closing, nullcontext
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -719,6 +720,28 @@ def test_an_upload_heals_what_a_crash_cut_short(tiny: Tiny, backend: Backend, si
             backend.remove(names.manifest(digest_of(content)))
         put(ContentStore(backend), content)
         assert read_range(backend, name, 0, length + 1) == body
+        assert get(ContentStore(backend), artifact_id) == content
+
+
+@pytest.mark.parametrize("size", [500, 20_000])
+@pytest.mark.parametrize("by", ["download", "open_reader"])
+def test_what_read_wrong_is_written_anew_by_the_next_upload(
+    tiny: Tiny, backend: Backend, size: int, by: str, tmp_path: Path
+) -> None:
+    """That it is there, in its right size, is no reason to leave it."""
+    store = tiny(backend)
+    content = content_of(size)
+    artifact_id = put(store, content)
+    read: Callable[[], object] = partial(get, store, artifact_id)
+    if by == "download":
+        read = partial(store.download, artifact_id, tmp_path / "target")
+    for name, length in contents_in(backend).items():
+        wrong = bytearray(read_range(backend, name, 0, length))
+        wrong[length // 2] ^= 1
+        backend.write(name, io.BytesIO(wrong))
+        with pytest.raises(CorruptArtifact):
+            read()
+        put(store, content)
         assert get(ContentStore(backend), artifact_id) == content
 
 

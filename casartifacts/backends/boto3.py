@@ -12,6 +12,7 @@ Rule 3: an error of the caller's body reaches the caller as it is, not wrapped b
 from __future__ import annotations
 
 import io
+import logging
 import os
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -26,8 +27,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Boto3ArtifactStore"]
 
+_logger = logging.getLogger(__name__)
+
 # The pool has at most 8 workers; a caller's own threads come on top.
 _CONNECTIONS = 32
+
+# Seconds to connect (and to hand on a piece of a body), and to wait for the next bytes of an
+# answer. The SDK waits 60 for each: ten tries into a black hole would take ten minutes.
+_CONNECT_TIMEOUT = 10
+_READ_TIMEOUT = 30
 
 # One PUT up to here, parts of this size above; S3 wants at least 5 MiB and at most 10,000 parts.
 _PART_SIZE = 64 * 2**20
@@ -40,6 +48,19 @@ _SMALL_SIZE = 2**20
 _MOST_CONFLICTS = 5
 
 _MISSING = {"NoSuchKey", "404", "NotFound"}
+
+# What breaks an upload may break its end, too, once.
+_MOST_ABORTS = 3
+
+# What S3 leaves unsaid: a HEAD is answered without words, and a missing name like a forbidden one.
+_UNSAID = {
+    400: "S3 does not say why; often the credentials have expired: renew them.",
+    403: (
+        "Either these credentials may not read it, or it is missing and they may not list the "
+        "bucket: without s3:ListBucket, S3 answers 403 for what is missing. Grant s3:GetObject and "
+        "s3:ListBucket."
+    ),
+}
 
 
 class Boto3ArtifactStore:
@@ -249,6 +270,8 @@ class Boto3ArtifactStore:
             raise ImportError("An S3 store needs boto3: pip install 'casartifacts[s3]'") from error
         config = Config(
             max_pool_connections=_CONNECTIONS,
+            connect_timeout=_CONNECT_TIMEOUT,
+            read_timeout=_READ_TIMEOUT,
             # The default CRC32 trailer is refused by Ceph (411) and Swift (501) over https, and
             # some servers answer a range with the checksum of the whole object.
             request_checksum_calculation=checksums,
@@ -272,6 +295,8 @@ class Boto3ArtifactStore:
         except _client_error() as error:
             if _status(error) == 404 and _code(error) in _MISSING:  # noqa: PLR2004
                 raise errors.not_found(name, self) from error
+            if operation in {"get_object", "head_object"} and _status(error) in _UNSAID:
+                error.add_note(f"casartifacts: {name} in {self!r}: {_UNSAID[_status(error)]}")
             raise
 
     def _extra(self, operation: str) -> dict[str, Any]:
@@ -348,9 +373,21 @@ class Boto3ArtifactStore:
                 **self._extra("complete_multipart_upload"),
             )
         except BaseException:
-            # Unfinished parts cost money for ever.
-            client.abort_multipart_upload(**where, **self._extra("abort_multipart_upload"))
+            self._abort(where)
             raise
+
+    def _abort(self, where: dict[str, Any]) -> None:
+        """Drop unfinished parts, which cost money for ever; what broke them is raised, not this."""
+        extra = self._extra("abort_multipart_upload")
+        for _ in range(_MOST_ABORTS):
+            try:
+                self.client.abort_multipart_upload(**where, **extra)
+            except Exception as error:  # noqa: BLE001 -- what broke the upload is what is raised
+                _logger.warning("Parts of %s may be left in %r: %s", where["Key"], self, error)
+                if _status(error) == 404:  # noqa: PLR2004 -- they are gone
+                    return
+            else:
+                return
 
 
 def _client_error() -> type[Exception]:
@@ -365,7 +402,7 @@ def _seconds(modified: datetime) -> float:
 
 
 def _status(error: BaseException) -> int:
-    response: Mapping[str, Any] = getattr(error, "response", {})
+    response: Mapping[str, Any] = getattr(error, "response", None) or {}
     status: int = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     return status
 

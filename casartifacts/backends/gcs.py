@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["GCSArtifactStore"]
 
-# Seconds to connect, and between two packets: what the library itself waits.
-_TIMEOUT = (60, 60)
+# Seconds to connect (and to hand on a piece of a body), and to wait for the next bytes of an
+# answer. The library waits 60 for each: ten tries into a black hole would take ten minutes.
+_TIMEOUT = (10, 30)
 
 _BUFFER_SIZE = 2**20
 
@@ -188,7 +189,7 @@ class GCSArtifactStore:
         self.remove(source)
 
     def _options(self) -> dict[str, Any]:
-        return {} if self._retries else {"retry": None}
+        return {"timeout": _TIMEOUT, **({} if self._retries else {"retry": None})}
 
     def _params(self) -> dict[str, str]:
         return {} if self._user_project is None else {"userProject": self._user_project}

@@ -5,6 +5,7 @@ server      what a started server is to a test
 ceph        Ceph's S3 gateway, http and https          emulators   MiniStack, fake-gcs-server
 proxy       counts, slows down and breaks what passes between a client and a server
 apart       the same in a process of its own, without faults, for who measures
+haproxy     TLS in front of any of them, and a 503 now and then
 
 with serving.start("ceph") as server, Proxy(server.home) as proxy:
     seen = server.behind(proxy.url)
@@ -17,6 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from serving import ceph, emulators
+from serving.haproxy import HAProxy
 from serving.processes import ServerFailed
 from serving.proxy import Counts, Exchange, Fault, Proxy
 from serving.server import Server
@@ -29,6 +31,7 @@ __all__ = [
     "Counts",
     "Exchange",
     "Fault",
+    "HAProxy",
     "Proxy",
     "Server",
     "ServerFailed",

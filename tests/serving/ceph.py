@@ -15,7 +15,7 @@ import uuid
 from serving.processes import Programs, ServerFailed, free_port
 from serving.server import Server
 
-__all__ = ["PACKAGES", "missing", "start"]
+__all__ = ["CERTIFICATE", "PACKAGES", "missing", "start"]
 
 PACKAGES = ("ceph-mon", "ceph-osd", "radosgw", "openssl")
 
@@ -76,14 +76,14 @@ rgw_run_sync_thread = false
 """
 
 
-# A certificate that is its own authority, as Python 3.13's stricter check wants it.
-_CERTIFICATE = (
+CERTIFICATE = (
     *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"),
     *("-nodes", "-days", "30", "-subj", "/CN=casartifacts test"),
     *("-keyout", "private.pem", "-out", "certificate.pem"),
     *("-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"),
     *("-addext", "keyUsage=critical,digitalSignature,keyCertSign"),
 )
+"""Makes a certificate that is its own authority, as Python 3.13's stricter check wants it."""
 
 
 def missing() -> str | None:
@@ -156,7 +156,7 @@ def _start(programs: Programs, *, durable: bool) -> Server:
         _programs=programs,
         _boot=boot,
     )
-    start("certificate", *_CERTIFICATE)
+    start("certificate", *CERTIFICATE)
     start("osd-mkfs", "ceph-osd", "--mkfs", "-i", "0", "--osd-uuid", osd, "--no-mon-config")
     mon_address = f"[v2:127.0.0.1:{mon_port}]"
     run("monmap", "monmaptool", "--create", "--addv", "a", mon_address, "--fsid", cluster, "monmap")

@@ -40,9 +40,9 @@ class Job:
     def breaks(self, side: Side) -> Fault | None:
         """Return the fault if it is one that ends the connection on this side."""
         fault = self.fault
-        if fault is None or fault.ended or fault.side != side or fault.kind == "garble":
+        if fault is None or fault.ended or fault.side != side:
             return None
-        return fault
+        return fault if fault.kind in ("reset", "cut", "stall") else None
 
     def count(self, side: Side, size: int, *, body: bool) -> None:
         if side == "request":
@@ -68,7 +68,8 @@ class Link:
     async def run(self) -> None:
         """Take one request after the other, until a side or a fault ends the connection."""
         try:
-            while raw := await self._client.until(b"\r\n\r\n"):
+            self._reset = self._proxy._drops()
+            while not self._reset and (raw := await self._client.until(b"\r\n\r\n")):
                 await self._take(Head(raw))
         except (Gone, OSError):
             pass
@@ -83,7 +84,7 @@ class Link:
         counts = self._proxy.counts
         counts.requests[method] += 1
         counts.exchanges.append(exchange)
-        fault = self._proxy._choose(method, target)
+        fault = self._proxy._choose(request)
         job = Job(counts, exchange, fault, counts.answered)
         job.count("request", len(request.raw), body=False)
         try:
@@ -126,7 +127,7 @@ class Link:
             await self._strike(job, fault)
         self._reset = True  # until all went well: a server that is away looks like this
         server = await self._connect()
-        await server.send(request.raw)
+        await server.send(self._stripped(request, job))
         if request.length:
             job.sending = asyncio.create_task(self._send(request, server, job))
         try:
@@ -145,6 +146,28 @@ class Link:
         self._reset = False
         if ends:
             raise Gone("the end was announced")
+
+    def _stripped(self, request: Head, job: Job) -> bytes:
+        fault = job.fault
+        if fault is None or fault.kind != "strip":
+            return request.raw
+        job.struck = True
+        fault.hits += 1
+        return request.without(fault.header.encode())
+
+    async def _shorten(self, answer: Head, server: Wire, job: Job, fault: Fault) -> None:
+        """Hand on an answer as if its body ended after so many bytes; the connection ends, too."""
+        job.struck = True
+        fault.hits += 1
+        head = answer.without(b"content-length")[:-2] + b"Content-Length: %d\r\n\r\n" % fault.after
+        await self._forward(self._client, head, job, side="answer")
+        left = fault.after
+        async for piece, _ in server.body(answer.length):
+            shown = piece[:left]
+            left -= len(shown)
+            await self._forward(self._client, shown, job, side="answer", body=True, last=not left)
+            if not left:
+                return
 
     async def _send(self, request: Head, server: Wire, job: Job) -> None:
         try:
@@ -174,6 +197,9 @@ class Link:
             await self._strike(job, fault)
         job.exchange.status = status
         empty = request.words[0] == "HEAD" or status in (204, 304) or not answer.length
+        if (fault := job.fault) and fault.kind == "shorten" and answer.length > fault.after:
+            await self._shorten(answer, server, job, fault)
+            return True
         await self._forward(self._client, raw, job, side="answer", last=empty)
         if not empty:
             await self._pass(server, self._client, answer.length, job, side="answer")

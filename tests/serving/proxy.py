@@ -22,11 +22,14 @@ import socket
 import threading
 import time
 import weakref
-from typing import Self
+from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
 from serving.link import Link
 from serving.traffic import Counts, Exchange, Fault, Side
+
+if TYPE_CHECKING:
+    from serving.wire import Head
 
 __all__ = ["Counts", "Exchange", "Fault", "Proxy"]
 
@@ -67,6 +70,7 @@ class Proxy:
         self._random = random.Random(seed)
         self._faults: tuple[Fault, ...] = ()
         self._free_at: dict[Side, float] = {"request": 0.0, "answer": 0.0}
+        self._links: set[asyncio.Task[None]] = set()
         self._bug: BaseException | None = None
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         self._listener.setblocking(False)
@@ -82,6 +86,17 @@ class Proxy:
         """Let this go wrong from now on, until `fault.end()`, or the end of a `with` over it."""
         self._faults = (*(old for old in self._faults if not old.ended), fault)
         return fault
+
+    def hang_up(self) -> None:
+        """End all connections; clients that had one connect anew."""
+
+        async def end() -> None:
+            links = tuple(self._links)
+            for link in links:
+                link.cancel()
+            await asyncio.gather(*links, return_exceptions=True)
+
+        asyncio.run_coroutine_threadsafe(end(), self._loop).result()
 
     def reset(self) -> None:
         """Count from zero; what is under way still counts for the old `counts`."""
@@ -106,12 +121,22 @@ class Proxy:
         host, port = self.upstream
         return f"Proxy('http://{host}:{port}') at {self.url}"
 
-    def _choose(self, method: str, target: str) -> Fault | None:
+    def _choose(self, request: Head) -> Fault | None:
         """Return the fault that is to strike this request, if any."""
+        method, target = request.words[:2]
         for fault in self._faults:
-            if fault.choose(method, target, chance=self._random.random()):
+            chance = self._random.random()
+            if fault.choose(method, target, chance=chance, field=request.field):
                 return fault
         return None
+
+    def _drops(self) -> bool:
+        """Tell whether a fault strikes this new connection."""
+        for fault in self._faults:
+            if fault.choose_connection(chance=self._random.random()):
+                fault.hits += 1
+                return True
+        return False
 
     async def _pace(self, side: Side, size: int) -> None:
         """Return when the link has carried that many bytes more."""
@@ -127,10 +152,8 @@ class Proxy:
             runner.run(self._accept())
 
     async def _accept(self) -> None:
-        links: set[asyncio.Task[None]] = set()
-
         def ended(link: asyncio.Task[None]) -> None:
-            links.discard(link)
+            self._links.discard(link)
             if not link.cancelled() and link.exception() is not None:
                 self._bug = link.exception()
 
@@ -140,15 +163,16 @@ class Proxy:
                 self._sockets.add(client)
                 self.counts.connections += 1
                 link = self._loop.create_task(Link(self, client).run())
-                links.add(link)
+                self._links.add(link)
                 link.add_done_callback(ended)
 
         accepting = self._loop.create_task(accept())
         accepting.add_done_callback(ended)
         await self._stop.wait()
-        for task in (accepting, *links):
+        running = (accepting, *self._links)
+        for task in running:
             task.cancel()
-        await asyncio.gather(accepting, *links, return_exceptions=True)
+        await asyncio.gather(*running, return_exceptions=True)
         self._listener.close()
 
 

@@ -65,7 +65,10 @@ class Server:
         """
         shared = {"no_proxy": "127.0.0.1,localhost"}
         if self.protocol == "gcs":
-            return {**shared, "STORAGE_EMULATOR_HOST": self.url, "GOOGLE_CLOUD_PROJECT": "test"}
+            shared |= {"STORAGE_EMULATOR_HOST": self.url, "GOOGLE_CLOUD_PROJECT": "test"}
+            if self.ca_bundle and self.url.startswith("https:"):
+                shared["REQUESTS_CA_BUNDLE"] = self.ca_bundle
+            return shared
         environment = {
             **shared,
             "AWS_ENDPOINT_URL_S3": self.url,
@@ -91,7 +94,7 @@ class Server:
             raise ValueError(f"{self.name} listens without TLS only; ceph has both")
         return replace(self, url=self.https_url)
 
-    def behind(self, url: str) -> Server:
+    def behind(self, url: str, *, ca_bundle: str | None = None) -> Server:
         """Return this server, to be reached through what listens at `url`.
 
         fake-gcs-server tells its clients where to go on (media links, sessions of resumable
@@ -99,7 +102,7 @@ class Server:
         """
         if self.protocol == "gcs":
             self._ask("PUT", "/_internal/config", wanted={"externalUrl": url})
-        return replace(self, url=url)
+        return replace(self, url=url, ca_bundle=ca_bundle or self.ca_bundle)
 
     def make_bucket(self, name: str | None = None) -> str:
         """Make an empty bucket under this name, or under a fresh one; return the name."""

@@ -8,7 +8,10 @@ from __future__ import annotations
 import re
 from collections import Counter, deque
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["Counts", "Exchange", "Fault", "Side"]
 
@@ -64,7 +67,10 @@ class Fault:
     Attributes:
         kind: "reset" (RST), "cut" (an orderly end of the connection), "stall" (silence until the
             fault ends), "refuse" (answered with `status`; the server never hears of it), "garble"
-            (one bit of the body's byte number `after` is flipped).
+            (one bit of the body's byte number `after` is flipped), "shorten" (an answer's body ends
+            there and is announced so), "strip" (the field `header` does not reach the server),
+            "drop" (a new connection is reset before anything is read from it; what is said below
+            of requests holds for connections, and `method`, `target`, `header` say nothing).
         side: Whose bytes: those of the request, or those of the answer.
         after: How many bytes of that body pass before it strikes. 0 on the side of the request:
             the server hears nothing. 0 on the side of the answer: the server has acted and
@@ -74,12 +80,13 @@ class Fault:
         retry_after: The header of that name, in seconds.
         method: Only requests of this method.
         target: Only requests whose target (path and query) matches this pattern somewhere.
+        header: Only requests that have this field.
         skip: The first so many of these pass.
         times: How often it strikes at most.
         rate: With which probability it strikes.
     """
 
-    kind: Literal["reset", "cut", "stall", "refuse", "garble"]
+    kind: Literal["reset", "cut", "stall", "refuse", "garble", "shorten", "strip", "drop"]
     side: Side = "request"
     after: int = 0
     status: int = 503
@@ -87,6 +94,7 @@ class Fault:
     retry_after: int | None = None
     method: str | None = None
     target: str = ""
+    header: str = ""
     skip: int = 0
     times: int | None = None
     rate: float = 1.0
@@ -105,11 +113,24 @@ class Fault:
     def __exit__(self, *_: object) -> None:
         self.end()
 
-    def choose(self, method: str, target: str, *, chance: float) -> bool:
+    def choose(
+        self, method: str, target: str, *, chance: float, field: Callable[[bytes], str]
+    ) -> bool:
         """Decide whether to strike this request; if so, it counts towards `times`."""
-        if self.ended or (self.times is not None and self._chosen >= self.times):
+        if self.kind == "drop":
             return False
         if self.method not in (None, method) or not re.search(self.target, target):
+            return False
+        if self.header and not field(self.header.lower().encode()):
+            return False
+        return self._take(chance)
+
+    def choose_connection(self, *, chance: float) -> bool:
+        """Decide whether to strike this new connection; if so, it counts towards `times`."""
+        return self.kind == "drop" and self._take(chance)
+
+    def _take(self, chance: float) -> bool:
+        if self.ended or (self.times is not None and self._chosen >= self.times):
             return False
         self._passed += 1
         if self._passed <= self.skip or chance >= self.rate:

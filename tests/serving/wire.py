@@ -48,6 +48,11 @@ class Head:
     def field(self, name: bytes) -> str:
         return self._fields.get(name, "")
 
+    def without(self, name: bytes) -> bytes:
+        """Return the head as it would be without this field."""
+        lines = self.raw.split(b"\r\n")
+        return b"\r\n".join(x for x in lines if x.partition(b":")[0].lower() != name.lower())
+
     @property
     def length(self) -> int:
         """The length of the body, or one of the two other ways to end it."""
