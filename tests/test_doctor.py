@@ -349,20 +349,21 @@ def test_a_server_that_is_not_there_and_one_that_is_silent(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "test")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(findings, "_PATIENCE_SECONDS", 4.0)
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", address)
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
+        open_backend(f"{protocol}://bucket")  # loads the SDK, which may take as long
+        monkeypatch.setattr(findings, "_PATIENCE_SECONDS", 5.0)
         begun = time.monotonic()
         found = examine(f"{protocol}://bucket/runs")
         assert not_fine(found) == {"server": "wrong"}
-        assert "no answer in 4 s" in found["server"].found
+        assert "no answer in 5 s" in found["server"].found
         assert "Is the" in found["server"].advice
     found = examine(f"{protocol}://bucket/runs")
     assert not_fine(found) == {"server": "wrong"}
     assert "Is the" in found["server"].advice
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - begun < 60
 
 
 # Rights, taken away one by one
@@ -625,17 +626,18 @@ def test_a_server_that_falls_silent(
 ) -> None:
     """What it has got is removed all the same, if it takes that; else it is told."""
     proxy, url = through
-    monkeypatch.setattr(findings, "_PATIENCE_SECONDS", 2.0)
+    objects(url)  # loads the SDK, which may take as long
+    monkeypatch.setattr(findings, "_PATIENCE_SECONDS", 5.0)
     with proxy.plan(Fault("stall", method="GET", target="written", side="answer")) as fault:
         found = examine(url)
         assert fault.hits == 1
     assert not_fine(found) == {"read": "wrong"}
-    assert "no answer in 2 s" in found["read"].found
+    assert "no answer in 5 s" in found["read"].found
     assert objects(url) == set()
     with proxy.plan(Fault("stall", method="DELETE")) as fault:
         begun = time.monotonic()
         found = examine(url)
-        assert time.monotonic() - begun < 20
+        assert time.monotonic() - begun < 60
         assert fault.hits == 2  # the check, and the first name that was to be removed
     assert not_fine(found) == {"delete": "wrong", "left behind": "warning"}
     assert all(name.removeprefix("runs/") in found["left behind"].found for name in objects(url))
