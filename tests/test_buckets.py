@@ -163,6 +163,9 @@ def test_what_each_request_must_carry_is_carried_by_each_that_knows_it(
     assert [headers["x-amz-storage-class"] for headers in writes] == ["STANDARD"] * 4
     assert {method for method, headers in seen if "x-amz-acl" in headers} == {"PUT", "POST"}
     assert {headers.get("x-amz-request-payer", "") for _, headers in seen} == {"requester"}
+    # Whether a part is wanted is asked first; what is small goes out at once.
+    asks = [int(headers["content-length"]) for _, headers in seen if "expect" in headers]
+    assert asks == [64 * 2**20, 2**20]
 
 
 @pytest.fixture

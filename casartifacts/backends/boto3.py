@@ -100,6 +100,8 @@ class Boto3ArtifactStore:
         self._made_in = os.getpid()
         if client is None:
             self._client = self._make_client()
+        else:
+            _prepare(client)
 
     def __repr__(self) -> str:
         told = [repr(self.bucket)]
@@ -280,7 +282,9 @@ class Boto3ArtifactStore:
             s3={"payload_signing_enabled": False},
             **({} if self._retries else {"retries": {"total_max_attempts": 1}}),
         )
-        return boto3.client("s3", endpoint_url=self._endpoint_url, config=config)
+        client = boto3.client("s3", endpoint_url=self._endpoint_url, config=config)
+        _prepare(client)
+        return client
 
     def _call(self, operation: str, name: str, **arguments: Any) -> Any:
         """Make one request for an object."""
@@ -339,8 +343,7 @@ class Boto3ArtifactStore:
     def _put(self, name: str, body: Guarded, **arguments: Any) -> None:
         try:
             with body.errors_as_they_are():
-                # A stream costs one round trip more, in which the server is asked whether it wants
-                # it: worth it for what is large. (And boto3 takes an empty one for none at all.)
+                # Bytes are sent at once, see `_ask_nothing`; an empty stream is none to boto3.
                 content = body if len(body) > _SMALL_SIZE else body.read_all()
                 self._call("put_object", name, Body=content, **arguments)
         except _client_error() as error:
@@ -388,6 +391,22 @@ class Boto3ArtifactStore:
                     return
             else:
                 return
+
+
+def _prepare(client: Any) -> None:
+    client.meta.events.register_last(
+        "before-call.s3", _ask_nothing, unique_id="casartifacts-ask-nothing"
+    )
+
+
+def _ask_nothing(params: dict[str, Any], **_: object) -> None:
+    """Send what is small at once.
+
+    boto3 asks the server first whether it wants a body, which costs a round trip: worth it for what
+    is large. What was handed to it as bytes it has wrapped in a BytesIO by now.
+    """
+    if isinstance(params.get("body"), io.BytesIO):
+        params["headers"].pop("Expect", None)
 
 
 def _client_error() -> type[Exception]:
