@@ -13,6 +13,7 @@ import pwd
 import secrets
 import shlex
 import shutil
+import signal
 import socket
 import struct
 import warnings
@@ -81,6 +82,9 @@ class Database:
 
     def stop(self) -> None:
         """End it for good and remove its folder; may be called twice."""
+        if self.name == "postgresql" and self.pids():
+            # Killed, it would leave shared memory behind. SIGINT: without waiting for its clients.
+            self._programs.ask_to_end("postgres", signal_number=signal.SIGINT)
         self._programs.close()
 
     def __enter__(self) -> Self:
@@ -163,6 +167,7 @@ def _start_postgresql(programs: Programs) -> Database:
         "port": port,
         "unix_socket_directories": "",
         "fsync": "off",
+        "dynamic_shared_memory_type": "mmap",  # in its own folder
         "max_connections": 100,
     }
     command = [str(_postgresql("postgres")), "-D", "data"]

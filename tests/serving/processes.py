@@ -47,6 +47,8 @@ for _ in range(500):
 # A cold start on two busy cores has taken 15 s; a server that is not there after this is broken.
 _PATIENCE_SECONDS = 90.0
 
+_FAREWELL_SECONDS = 10.0
+
 _LOG_TAIL = 2000
 
 
@@ -154,6 +156,13 @@ class Programs:
             process.kill()
         for process in ending:
             process.wait()
+
+    def ask_to_end(self, name: str, *, signal_number: int) -> None:
+        """Let a program end by itself; one that takes too long is left to `close`."""
+        process = self._running[name]
+        process.send_signal(signal_number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_FAREWELL_SECONDS)
 
     def pids(self) -> list[int]:
         """List the running programs' process ids."""
