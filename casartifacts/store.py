@@ -48,6 +48,10 @@ _LARGEST_REF = 2**20
 # What the cache notes of an id that was removed: ask the backend.
 _REMOVED = "removed"
 
+# Most small contents end in the first piece that is read, and making room for a MiB costs more than
+# all the rest of their upload.
+_FIRST_SIZE = 2**16
+
 # How often a record is sent again because an hour passed while it was sent. Each takes an hour or
 # a clock that jumps: more than a few mean that something is broken.
 _MOST_SENDS = 5
@@ -607,20 +611,22 @@ class _Upload:
         head = bytearray()
         size = 0
         hashing: Beside[object] = Beside()
-        # Two buffers in turn: while one is hashed, the other is filled.
-        buffers = [memoryview(bytearray(BUFFER_SIZE)) for _ in range(2)]
+        buffers = [memoryview(bytearray(_FIRST_SIZE))]
         with hashing:
             while count := source.read_into(buffers[0], size):
                 piece = buffers[0][:count]
                 size += count
                 if size <= record.small_content_limit:
                     head += piece
-                if count < BUFFER_SIZE:  # the only piece, or the last: no thread is worth it
+                if count < BUFFER_SIZE:  # the first piece, or the last: no thread is worth it
                     hashing.end()
                     hasher.update(piece)
                 else:
                     hashing.begin(partial(hasher.update, piece))
                     buffers.reverse()
+                if len(buffers) == 1 and count == _FIRST_SIZE:
+                    # Two in turn: while one is hashed, the other is filled.
+                    buffers = [memoryview(bytearray(BUFFER_SIZE)) for _ in range(2)]
             hashing.end()
         self.digest = hasher.hexdigest()
         self.size = size

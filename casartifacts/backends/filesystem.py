@@ -186,8 +186,9 @@ class FileSystemArtifactStore:
             raise errors.invalid_artifact_id(artifact_id, "it must be a str and not empty")
         if "\0" in artifact_id:
             raise errors.invalid_artifact_id(artifact_id, "it contains a NUL character")
-        parts = re.split(r"[/\\]", artifact_id) if os.name == "nt" else artifact_id.split("/")
-        if not parts[0] or Path(artifact_id).is_absolute() or Path(artifact_id).drive:
+        on_windows = os.name == "nt"
+        parts = re.split(r"[/\\]", artifact_id) if on_windows else artifact_id.split("/")
+        if not parts[0] or (on_windows and Path(artifact_id).drive):
             raise errors.invalid_artifact_id(artifact_id, "it is an absolute path")
         if ".." in parts:
             raise errors.invalid_artifact_id(artifact_id, "it contains '..'")
@@ -197,7 +198,7 @@ class FileSystemArtifactStore:
             raise errors.invalid_artifact_id(artifact_id, "it names the folder of the store itself")
         if parts[0].casefold() == _TMP:
             raise errors.invalid_artifact_id(artifact_id, "tmp/ holds what is not published yet")
-        return self._base_path.joinpath(*parts)
+        return self._base_path / "/".join(parts)
 
     @contextlib.contextmanager
     def draft(self) -> Iterator[Draft]:
