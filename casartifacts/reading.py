@@ -26,11 +26,11 @@ from casartifacts.manifest import Manifest
 from casartifacts.parallel import WORKERS, in_order
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
     from casartifacts.protocols import Backend
 
-__all__ = ["PieceReader", "Target", "bring", "content", "record"]
+__all__ = ["Near", "PieceReader", "Target", "bring", "content", "record"]
 
 _T = TypeVar("_T")
 
@@ -54,12 +54,16 @@ _LARGEST_RECORD = 2**30
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A stretch of a content: its first chunk, how many, where it begins, and its length."""
+    """A stretch of a content: its first chunk, how many, where it begins, and its length.
+
+    `is_here` says that the target has it already.
+    """
 
     chunk: int
     count: int
     offset: int
     length: int
+    is_here: bool = False
 
 
 def record(backend: Backend, name: str, *, most: int = _LARGEST_RECORD) -> bytes:
@@ -112,6 +116,19 @@ class Target(Protocol):
         ...
 
 
+class Near(Protocol):
+    """Bytes near by that are those of a content in part, as far as anybody knows."""
+
+    @property
+    def extents(self) -> Sequence[tuple[int, int]]:
+        """Where, in the content, as begin and end in bytes."""
+        ...
+
+    def read_at(self, buffer: memoryview, offset: int) -> int:
+        """Read into a buffer from an offset in the content; returns how much there was."""
+        ...
+
+
 def bring(
     backend: Backend,
     target: Target,
@@ -120,13 +137,15 @@ def bring(
     size: int,
     is_small: bool,
     report: Callable[[int], object],
+    near: Iterable[Near] = (),
 ) -> None:
     """Write the bytes of a content to a file, in any order.
 
     They are verified when this returns, so nothing of them is published before: one digest instead
     of two. What reads wrong is brought once more, chunk by chunk, which says where it is wrong.
 
-    `report` is called with how many bytes are there.
+    Chunks that are found `near` are taken from there, each after it was verified. `report` is
+    called with how many bytes are there.
 
     Raises:
         CorruptArtifact: They read wrong twice, or are not there.
@@ -138,8 +157,11 @@ def bring(
     manifest = _manifest(backend, digest, size)
     hasher = Hasher()
     done = 0
+    has = bytearray(len(manifest.chunks))
+    for each in near:
+        _take(manifest, target, each, has)
     brought = _streamed if backend.remote else _copied
-    with suppress(CorruptArtifact), closing(brought(backend, manifest, target)) as pieces:
+    with suppress(CorruptArtifact), closing(brought(backend, manifest, target, has)) as pieces:
         for piece in pieces:
             hasher.update(piece)
             done += len(piece)
@@ -153,22 +175,50 @@ def bring(
         report(done)
 
 
-def _copied(backend: Backend, manifest: Manifest, target: Target) -> Generator[memoryview]:
+def _take(manifest: Manifest, target: Target, near: Near, has: bytearray) -> None:
+    """Copy the chunks that are near by and right, and note which."""
+    extents = iter(near.extents)
+    begin, end = next(extents, (0, 0))
+    buffer = memoryview(bytearray(max(manifest.chunks.lengths)))
+    offset = 0
+    for chunk, length in enumerate(manifest.chunks.lengths):
+        while end < offset + length and (after := next(extents, None)):
+            begin, end = after
+        if not has[chunk] and begin <= offset and offset + length <= end:
+            piece = buffer[:length]
+            if near.read_at(piece, offset) == length and (
+                Hasher(piece).digest() == manifest.chunks[chunk][1]
+            ):
+                target.write_at(piece, offset)
+                has[chunk] = True
+        offset += length
+
+
+def _copied(
+    backend: Backend, manifest: Manifest, target: Target, has: bytearray
+) -> Generator[memoryview]:
     """Read, write and yield the bytes from the same few buffers."""
-    pieces = _Pieces(backend, manifest)
+    pieces = _Pieces(backend, manifest, has=has)
 
     def copy(piece: _Piece, buffer: memoryview) -> None:
-        pieces.read(piece, buffer)
-        target.write_at(buffer, piece.offset)
+        if piece.is_here:
+            target.read_at(buffer, piece.offset)
+        else:
+            pieces.read(piece, buffer)
+            target.write_at(buffer, piece.offset)
 
     yield from pieces.fetched(copy)
 
 
-def _streamed(backend: Backend, manifest: Manifest, target: Target) -> Generator[memoryview]:
+def _streamed(
+    backend: Backend, manifest: Manifest, target: Target, has: bytearray
+) -> Generator[memoryview]:
     """Let large pieces stream to the file side by side; yield the bytes as they lie in it."""
-    pieces = _Pieces(backend, manifest, least=_STREAM_SIZE)
+    pieces = _Pieces(backend, manifest, has=has, least=_STREAM_SIZE)
 
     def stream(piece: _Piece) -> _Piece:
+        if piece.is_here:
+            return piece
         buffer = memoryview(bytearray(BUFFER_SIZE))
         for part in pieces.parts(piece):
             with part.open() as reader:
@@ -267,9 +317,17 @@ class _Part:
 class _Pieces:
     """The pieces of a content, and how one of them is read."""
 
-    def __init__(self, backend: Backend, manifest: Manifest, *, least: int | None = None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        manifest: Manifest,
+        *,
+        has: bytearray | None = None,
+        least: int | None = None,
+    ) -> None:
         self._backend = backend
         self._manifest = manifest
+        self._has = has or bytes(len(manifest.chunks))
         self._least = least or (_REMOTE_PIECE_SIZE if backend.remote else _PIECE_SIZE)
         self._ahead = WORKERS if backend.remote else _AHEAD
         # Where in the content each segment begins.
@@ -278,13 +336,14 @@ class _Pieces:
     def __iter__(self) -> Iterator[_Piece]:
         first = offset = length = 0
         ends = set(self._starts)
+        has = self._has
         for chunk, chunk_length in enumerate(self._manifest.chunks.lengths):
             length += chunk_length
-            if length >= self._least or offset + length in ends:
-                yield _Piece(first, chunk + 1 - first, offset, length)
-                first, offset, length = chunk + 1, offset + length, 0
-        if length:
-            yield _Piece(first, len(self._manifest.chunks) - first, offset, length)
+            end = offset + length
+            is_last = chunk + 1 == len(has) or has[chunk + 1] != has[chunk]
+            if length >= self._least or is_last or end in ends:
+                yield _Piece(first, chunk + 1 - first, offset, length, bool(has[chunk]))
+                first, offset, length = chunk + 1, end, 0
 
     def fetched(self, act: Callable[[_Piece, memoryview], None]) -> Generator[memoryview]:
         """Let `act` fill a buffer for each piece, some ahead; yield the buffers in order.

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, BinaryIO, Self, TypedDict, cast
 
 from casartifacts import errors, files, names, reading
 from casartifacts.bodies import Outgoing, take
-from casartifacts.cache import CacheUnavailable
 from casartifacts.digest import BUFFER_SIZE, Hasher
 from casartifacts.errors import CasartifactsError, ContentChanged, CorruptArtifact, StoreMismatch
 from casartifacts.knowledge import Knowledge
@@ -32,7 +31,7 @@ from casartifacts.records import Ref, StoreRecord
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from casartifacts.bodies import Source
     from casartifacts.cache import ArtifactCache
@@ -457,7 +456,14 @@ class ContentStore:
         limit = (record or StoreRecord(durable=True)).small_content_limit
         return ref.size <= limit
 
-    def _bring(self, ref: Ref, target: reading.Target, progress: Progress | None) -> None:
+    def _bring(
+        self,
+        ref: Ref,
+        target: reading.Target,
+        progress: Progress | None,
+        *,
+        near: Iterable[reading.Near] = (),
+    ) -> None:
         """Write a content to a file; it is verified when this returns."""
         with self._doubting(ref):
             reading.bring(
@@ -465,6 +471,7 @@ class ContentStore:
                 target,
                 **self._where(ref),
                 report=lambda done: _report(progress, done, ref.size),
+                near=near,
             )
 
     def _pieces(self, ref: Ref) -> Iterator[memoryview]:
@@ -536,13 +543,12 @@ class ContentStore:
         digest = _digest_of(ref)
         reader = self.cache.open(digest)
         if reader is None:
-            try:
-                with self.cache.admit(digest, size=ref.size) as slot:
-                    if slot is None:
-                        return None
-                    self._bring(ref, slot, progress)
-                    reader = slot.publish()
-            except CacheUnavailable:
+            reader = self.cache.fetch(
+                digest,
+                size=ref.size,
+                fill=lambda slot: self._bring(ref, slot, progress, near=slot.leftovers()),
+            )
+            if reader is None:
                 return None
         noted = self._recall(ref.artifact_id)
         if noted != digest and (noted or names.digest_in(ref.artifact_id) is None):

@@ -39,7 +39,7 @@ FLOORS = [
     {"backoff", "cache", "planning", "reading"},
     # The rooms of the cache.
     {"cache.room"},
-    {"cache.database", "cache.slots"},
+    {"cache.database", "cache.slots", "cache.waiting"},
     {"cache.table"},
     {"cache.folder"},
     {"cache.counters", "cache.mounts", "cache.trust"},

@@ -244,34 +244,38 @@ class Table(diskcache.Cache):  # type: ignore[misc] # diskcache ships no types
         # diskcache's triggers keep the sum: adding up 100,000 rows for every content takes 30 ms.
         return int(self.reset("size"))
 
-    def drop_oldest(self, excess: int) -> int:
-        """Delete at least so many bytes of contents, the oldest first; returns how many went."""
-        dropped = 0
-        while excess > 0:
+    def drop_oldest(self, excess: int) -> tuple[int, int]:
+        """Delete so many bytes of contents, the oldest first.
+
+        Returns:
+            How many contents went, and their bytes.
+        """
+        dropped = freed = 0
+        while freed < excess:
             rows = self.sql(
                 "SELECT rowid, filename, size FROM Cache WHERE filename IS NOT NULL"
                 " ORDER BY store_time LIMIT 64"
             ).fetchall()
             for rowid, name, size in rows:
-                if excess <= 0:
+                if freed >= excess:
                     break
                 # The file before its row: a crash between them leaves a row without a file, which
                 # is a miss, and not a file without a row, which nobody would find.
                 self.disk.remove(name)
                 self.sql("DELETE FROM Cache WHERE rowid = ?", (rowid,))
-                excess -= size if isinstance(size, int) else 0
+                freed += size if isinstance(size, int) else 0
                 dropped += 1
             if not rows:
                 break
-        return dropped
+        return dropped, freed
 
-    def sweep(self) -> None:
+    def sweep(self, *, again: bool = False) -> None:
         """Drop, once in a process, the contents without a row; in a transaction of the caller.
 
         A file gets its place and its row in one transaction: whoever is inside of another one and
         finds a file without a row knows that its process was killed.
         """
-        if self.is_swept:
+        if self.is_swept and not again:
             return
         rows = self.sql("SELECT filename FROM Cache WHERE filename IS NOT NULL")
         known = {name for (name,) in rows}
