@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 from node.place import FarAway
 from node.readers import Download, digest_of_file, downloading
+from node.soak import Node, Soak, contents
 
 from casartifacts import ArtifactCache, ContentStore
 from casartifacts.cache import waiting
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from casartifacts.cache import Slot
 
 MIB = 2**20
+
+SOAK_SECONDS = float(os.environ.get("CASARTIFACTS_SOAK_SECONDS", "0"))
 
 
 def upload(place: FarAway, size: int, *, seed: int = 0) -> tuple[str, bytes]:
@@ -180,7 +183,9 @@ def test_who_has_waited_in_vain_fetches_alone(
         stuck.write_at(body, 0)
         with stuck.publish() as late:
             assert late.read() == body
-    with contextlib.closing(cache.open(digest)) as again:  # type: ignore[type-var]
+    again = cache.open(digest)
+    assert again is not None
+    with again:
         assert again.read() == body
     assert cache.volume() == len(body)
 
@@ -218,7 +223,7 @@ def test_an_interrupted_fetch_goes_on_where_it_stopped(
 ) -> None:
     """Chunk by chunk, each verified: what was damaged meanwhile is fetched again."""
     artifact_id, body = upload(place, 48 * MIB)
-    place.remote = is_far  # type: ignore[misc]
+    place.remote = is_far
     store = ContentStore(place, cache=cache)
     interrupt(store, artifact_id, after=40 * MIB)
     (left,) = filling(cache)
@@ -272,3 +277,41 @@ def test_what_was_left_goes_when_its_room_is_needed_or_after_a_day(tmp_path: Pat
         assert not filling(cache)
         assert cache.counters.evictions == 0
         assert cache.volume() == 4000 + MIB + 1000 + 2 * MIB
+
+
+# A node under stress
+
+
+@pytest.mark.parametrize(
+    ("seconds", "count"),
+    [
+        pytest.param(SOAK_SECONDS or 15.0, 40, id="short"),
+        pytest.param(SOAK_SECONDS or 600.0, 200, id="long", marks=pytest.mark.slow),
+    ],
+)
+def test_a_node_under_stress_serves_no_wrong_byte_and_keeps_to_its_limit(
+    place: FarAway, tmp_path: Path, seconds: float, count: int
+) -> None:
+    """Eight processes, contents ten times as large as the cache, kills, damage, evictions."""
+    seed = int(os.environ.get("CASARTIFACTS_SOAK_SEED", "1"))
+    stored = dict(contents(ContentStore(place), count, seed=seed))
+    cache = ArtifactCache(tmp_path / "cache", size_limit=sum(stored.values()) // 10)
+    folder = tmp_path / "work"
+    folder.mkdir()
+    job = Soak(backend=place, cache=cache, ids=list(stored), folder=folder)
+    node = Node(job, workers=8, seed=seed)
+    try:
+        node.live(seconds)
+    finally:
+        node.end()
+    node.tally.downloads = sum(path.stat().st_size for path in folder.glob("done-*"))
+    assert [path.read_text() for path in folder.glob("wrong-*")] == []
+    assert node.tally.downloads > 2 * seconds
+    assert node.tally.kills > 0 < node.tally.damages
+    assert node.tally.samples > 0
+    assert node.tally.exceeded == []
+    with contextlib.closing(cache):
+        cache.clean()
+        assert not filling(cache)
+        files = list(cache.folder.glob("contents/*/*"))
+        assert cache.volume() == sum(path.stat().st_size for path in files)

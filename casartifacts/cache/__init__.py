@@ -172,6 +172,15 @@ class ArtifactCache:
         self._known.pop(digest, None)
         self._try(lambda table: table.drop(digest), writes=True)
 
+    def clean(self) -> None:
+        """Delete what dead processes left, and the rows of contents that are not there."""
+
+        def clean(table: Table) -> None:
+            with table.transact():
+                room.tidy(table, self._folder)
+
+        self._try(clean, writes=True)
+
     def volume(self) -> int:
         """Return the bytes of contents held; 0 if the cache cannot tell."""
         return self._try(Table.bytes_held) or 0

@@ -26,12 +26,11 @@ class FarAway(FileSystemArtifactStore):
         seconds_per_mib: How long a MiB takes.
     """
 
-    remote = True
-
     def __init__(
         self, base_path: str | os.PathLike[str], *, log: Path, seconds_per_mib: float = 0.0
     ) -> None:
         super().__init__(base_path, durable=False)
+        self.remote = True
         self.log = log
         self.seconds_per_mib = seconds_per_mib
 
