@@ -52,7 +52,7 @@ FLOORS = [
         "backends.memory",
     },
     {"backends.streaming"},
-    {"bodies", "files", "knowledge", "parallel", "progress"},
+    {"bodies", "files", "knowledge", "matching", "parallel", "progress"},
     {"manifest", "names", "records"},
     {"backends", "chunking", "digest"},
     # The conformance kit stands beside the house: it knows the contracts and nothing else.
@@ -88,8 +88,19 @@ LOADED_LATE = {"boto3", "botocore", "google", "optuna", "pyfastcdc", "sqlalchemy
 
 # Bytes in, values out: a clock, a disk, a network, a log or chance is not for them. What they may
 # import of the standard library is all that they need today.
-PURE = {"chunking", "digest", "manifest", "names", "records"}
-HARMLESS = {"array", "collections", "dataclasses", "functools", "json", "re", "sys", "typing"}
+PURE = {"chunking", "digest", "manifest", "matching", "names", "records"}
+HARMLESS = {
+    "array",
+    "bisect",
+    "collections",
+    "dataclasses",
+    "functools",
+    "itertools",
+    "json",
+    "re",
+    "sys",
+    "typing",
+}
 EXCUSED = {
     "chunking": {"logging", "warnings"},  # says once that the compiled chunker is missing
     "names": {"secrets"},  # a fresh id needs 128 random bits
