@@ -18,14 +18,16 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, BinaryIO, Self, TypedDict, cast
 
-from casartifacts import errors, files, names, reading
+from casartifacts import errors, files, names, reading, scanning
 from casartifacts.bodies import Outgoing, take
-from casartifacts.digest import BUFFER_SIZE, Hasher
+from casartifacts.digest import BUFFER_SIZE, is_digest
 from casartifacts.errors import CasartifactsError, ContentChanged, CorruptArtifact, StoreMismatch
 from casartifacts.knowledge import Knowledge
-from casartifacts.manifest import smallest_size
+from casartifacts.latest import Latest
+from casartifacts.manifest import Manifest, smallest_size
+from casartifacts.matching import Stretch, samples
 from casartifacts.parallel import Beside, in_order
-from casartifacts.planning import NewBlob, Plan
+from casartifacts.planning import NewBlob, Plan, plan
 from casartifacts.protocols import Drafting
 from casartifacts.records import Ref, StoreRecord
 
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
     from casartifacts.bodies import Source
     from casartifacts.cache import ArtifactCache
+    from casartifacts.manifest import ChunkTable
+    from casartifacts.matching import Layout
     from casartifacts.protocols import Backend, Draft
 
     Progress = Callable[[int, int], None]
@@ -44,12 +48,15 @@ __all__ = ["ContentStore"]
 # A ref is a few hundred bytes; file names and origins are bounded by what callers send.
 _LARGEST_REF = 2**20
 
+# A hint is the digest of a content; a longer one is none.
+_HINT_SIZE = 64
+
 # What the cache notes of an id that was removed: ask the backend.
 _REMOVED = "removed"
 
-# Most small contents end in the first piece that is read, and making room for a MiB costs more than
-# all the rest of their upload.
-_FIRST_SIZE = 2**16
+# A content of which more than this part is new, compared with what is at hand, is looked for
+# elsewhere: by its hints.
+_MUCH = 0.5
 
 # How often a record is sent again because an hour passed while it was sent. Each takes an hour or
 # a clock that jumps: more than a few mean that something is broken.
@@ -74,6 +81,9 @@ class ContentStore:
         # Contents that read wrong here: the next upload of one writes it anew.
         self._doubted: set[str] = set()
         self._record: tuple[bytes, StoreRecord] | None = None
+        # Whether the store was made here, so that there is nothing yet that could be stored twice.
+        self._is_new = False
+        self._latest = Latest()
 
     def __repr__(self) -> str:
         cache = "" if self.cache is None else f", cache={self.cache!r}"
@@ -128,8 +138,9 @@ class ContentStore:
         record = self._record_for_writing()
         source = take(body)
         try:
-            upload = _Upload(source, record, progress)
+            upload = _Upload(source, record, progress, is_new=self._is_likely_new)
             upload.anew = upload.digest in self._doubted
+            upload.filename = filename
             if artifact_id is None:
                 artifact_id = names.new_artifact_id(upload.digest)
             elif names.digest_in(artifact_id) not in {None, upload.digest}:
@@ -153,10 +164,14 @@ class ContentStore:
                     f"{_LARGEST_REF} are allowed: give a shorter filename, mimetype or origin"
                 )
             name = names.ref(artifact_id)
-            self._send(
-                lambda: (encoded, [self._keep(upload)]),
-                lambda body: self._write(name, body),
-            )
+            with contextlib.ExitStack() as beside:
+
+                def keep() -> tuple[bytes, list[str]]:
+                    kept = self._keep(upload)
+                    self._hint(upload, beside)
+                    return encoded, [kept]
+
+                self._send(keep, lambda body: self._write(name, body))
             source.finish(upload.size)
         finally:
             source.close()
@@ -322,7 +337,7 @@ class ContentStore:
         if upload.small is not None:
             name = names.blob(upload.digest)
             if upload.anew or not self._is_live(name, _exactly(upload.size)):
-                blob = NewBlob(0, upload.size, upload.digest)
+                blob = NewBlob((Stretch(0, upload.size),), upload.size, upload.digest)
                 self._send_blob(blob, upload.read_small, anew=upload.anew)
         else:
             name = names.manifest(upload.digest)
@@ -336,28 +351,119 @@ class ContentStore:
         return name
 
     def _keep_blobs(self, upload: _Upload) -> tuple[bytes, list[str]]:
-        """Store a content as blobs; return its manifest and what that names."""
+        """Store what is new of a content as blobs; return its manifest and what that names."""
         backend = self.backend
+        chunks = upload.chunks()
+        layout = self._lay_out(upload, chunks)
+        kept = [names.blob(digest) for digest, _ in layout.leaned]
+        fresh: list[str] = []
+        done = upload.size - sum(stretch.length for blob in layout.fresh for stretch in blob)
         with contextlib.ExitStack() as ending:
             sink = None
             if isinstance(backend, Drafting):
                 publish = partial(self._publish_draft, anew=upload.anew)
                 sink = ending.enter_context(_Drafts(backend, publish))
-            plan = Plan(
-                upload.source,
-                digest=upload.digest,
-                size=upload.size,
-                chunker=upload.record.chunker,
-                sink=sink,
-            )
-            kept = []
-            done = 0
+            plan = Plan(upload.source, chunks=chunks, layout=layout, sink=sink)
             for blob in plan if sink is not None else self._sent(plan, upload):
-                kept.append(names.blob(blob.digest))
+                fresh.append(blob.digest)
                 done += blob.length
                 upload.report(done)
         upload.check_unchanged()
-        return plan.manifest().encode(), kept
+        upload.manifest = layout.manifest(
+            fresh, digest=upload.digest, chunks=chunks, chunker=upload.record.chunker
+        )
+        return upload.manifest.encode(), [*kept, *map(names.blob, fresh)]
+
+    def _lay_out(self, upload: _Upload, chunks: ChunkTable) -> Layout:
+        """Find what to share with; whatever is leaned on is known to be live."""
+        if upload.anew:
+            return plan(chunks, [])
+        bases = self._latest.like(upload.filename)
+        layout = plan(chunks, bases)
+        new = sum(stretch.length for blob in layout.fresh for stretch in blob)
+        if new > upload.size * _MUCH and (hinted := self._hinted(upload, chunks)):
+            bases += hinted
+            layout = plan(chunks, bases)
+        while layout.leaned:
+            dead = {
+                blob
+                for blob, is_live in zip(
+                    layout.leaned,
+                    in_order(
+                        lambda blob: self._is_live(names.blob(blob[0]), _exactly(blob[1])),
+                        layout.leaned,
+                    ),
+                    strict=True,
+                )
+                if not is_live
+            }
+            if not dead:
+                break
+            bases = [base for base in bases if dead.isdisjoint(base.blobs)]
+            layout = plan(chunks, bases)
+        return layout
+
+    # Hints
+
+    def _hinted(self, upload: _Upload, chunks: ChunkTable) -> list[Manifest]:
+        """Read the manifests of contents that others say have chunks of this one."""
+        wanted = samples(chunks, upload.size)
+        found: list[str] = []
+        for sample, digest in zip(wanted, in_order(self._read_hint, wanted), strict=True):
+            if digest is not None:
+                upload.hinted[sample] = digest
+                found.append(digest)
+        # Those that several chunks point to first.
+        digests = sorted(set(found) - {upload.digest}, key=found.count, reverse=True)
+        manifests = list(in_order(self._read_manifest, digests))
+        for sample, digest in list(upload.hinted.items()):
+            if digest in digests and manifests[digests.index(digest)] is None:
+                upload.hinted[sample] = ""  # dead: to be written over
+        return [manifest for manifest in manifests if manifest is not None]
+
+    def _read_hint(self, sample: bytes) -> str | None:
+        name = names.hint(sample)
+        asked_at = self._knowledge.now()
+        try:
+            found = reading.record(self.backend, name, most=_HINT_SIZE)
+        except errors.ArtifactNotFound:
+            return None
+        self._knowledge.learn(name, asked_at=asked_at)
+        digest = found.decode("ascii", "replace")
+        return digest if is_digest(digest) else ""
+
+    def _read_manifest(self, digest: str) -> Manifest | None:
+        """Read a manifest to share with; None if it is not there, or not to be trusted."""
+        if digest in self._doubted or not is_digest(digest):
+            return None
+        try:
+            body = reading.record(self.backend, names.manifest(digest))
+            return Manifest.decode(body, digest=digest)
+        except (errors.ArtifactNotFound, CorruptArtifact, StoreMismatch):
+            return None
+
+    def _hint(self, upload: _Upload, beside: contextlib.ExitStack) -> None:
+        """Begin to say which chunks lead to a content that has just become live."""
+        if upload.manifest is None:
+            return
+        self._latest.add(upload.manifest, filename=upload.filename)
+        for sample in samples(upload.manifest.chunks, upload.size):
+            name = names.hint(sample)
+            if upload.hinted.get(sample) == "" or not self._knowledge.is_fresh(name):
+                # What goes wrong here costs only sharing: the block ends without it.
+                hinting: Beside[object] = beside.enter_context(Beside())
+                hinting.begin(
+                    partial(self._write_hint, name, upload.digest, anew=sample in upload.hinted)
+                )
+
+    def _write_hint(self, name: str, digest: str, *, anew: bool) -> None:
+        body = io.BytesIO(digest.encode())
+        asked_at = self._knowledge.now()
+        if anew:
+            self.backend.write(name, body)
+        else:
+            self.backend.write_if_absent(name, body)
+        self._knowledge.learn(name, asked_at=asked_at)
 
     def _sent(self, plan: Plan, upload: _Upload) -> Iterator[NewBlob]:
         """Send the blobs of a plan beside its pass over the file."""
@@ -389,9 +495,18 @@ class ContentStore:
     def _send_blob(
         self, blob: NewBlob, read_at: Callable[[int, int], bytes], *, anew: bool
     ) -> None:
-        body = Outgoing(read_at, start=blob.start, length=blob.length, digest=blob.digest)
+        body = Outgoing(
+            partial(blob.read_at, read_at), start=0, length=blob.length, digest=blob.digest
+        )
         name, sizes = names.blob(blob.digest), _exactly(blob.length)
         self._publish(name, cast("BinaryIO", body), sizes, anew=anew)
+
+    def _is_likely_new(self, source: Source, size: int) -> bool:
+        """Tell whether a large content is hardly stored already, so that it is cut at once."""
+        known = self._latest.like(None)
+        return bool(self._is_new or known) and not any(
+            kept.size == size and scanning.agrees(source, kept.chunks) for kept in known
+        )
 
     def _is_live(self, name: str, sizes: range) -> bool:
         """Tell whether something of one of these sizes (bytes) is live under a name."""
@@ -486,6 +601,7 @@ class ContentStore:
             yield
         except CorruptArtifact:
             self._doubted.add(_digest_of(ref))
+            self._latest.forget(_digest_of(ref))
             raise
 
     def _find_ref(self, artifact_id: str) -> Ref | None:
@@ -577,7 +693,7 @@ class ContentStore:
             record = self._read_record()
         if record is None:
             made = StoreRecord(durable=self.backend.durable).encode()
-            self.backend.write_if_absent(names.STORE_RECORD, io.BytesIO(made))
+            self._is_new = self.backend.write_if_absent(names.STORE_RECORD, io.BytesIO(made))
             record = self._read_record()
         if record is None:
             raise StoreMismatch(
@@ -602,42 +718,54 @@ class ContentStore:
 
 
 class _Upload:
-    """What one call of `add` carries: the source after its first pass.
+    """What one call of `add` carries: the source after its first reading.
 
     `small` are the bytes of a content up to the small limit, which is read only once.
     """
 
-    def __init__(self, source: Source, record: StoreRecord, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        record: StoreRecord,
+        progress: Progress | None,
+        *,
+        is_new: Callable[[Source, int], bool],
+    ) -> None:
         self.source = source
         self.record = record
+        self.filename: str | None = None
         self.anew = False  # whether what is there is not to be trusted
+        self.manifest: Manifest | None = None  # once it has become live by this upload
+        # What hints say: the content that has this chunk, or "" for one that is not there.
+        self.hinted: dict[bytes, str] = {}
         self._progress = progress
         self._stamp = source.stamp()
-        hasher = Hasher()
-        head = bytearray()
-        size = 0
-        hashing: Beside[object] = Beside()
-        buffers = [memoryview(bytearray(_FIRST_SIZE))]
-        with hashing:
-            while count := source.read_into(buffers[0], size):
-                piece = buffers[0][:count]
-                size += count
-                if size <= record.small_content_limit:
-                    head += piece
-                if count < BUFFER_SIZE:  # the first piece, or the last: no thread is worth it
-                    hashing.end()
-                    hasher.update(piece)
-                else:
-                    hashing.begin(partial(hasher.update, piece))
-                    buffers.reverse()
-                if len(buffers) == 1 and count == _FIRST_SIZE:
-                    # Two in turn: while one is hashed, the other is filled.
-                    buffers = [memoryview(bytearray(BUFFER_SIZE)) for _ in range(2)]
-            hashing.end()
-        self.digest = hasher.hexdigest()
-        self.size = size
-        self.small = bytes(head) if size <= record.small_content_limit else None
+        size = source.known_size()
+        limit = record.small_content_limit
+        scan = None
+        if size is not None and size > limit and is_new(source, size):
+            scan = scanning.cut(source, size=size, chunker=record.chunker)
+        if scan is None or scan.size <= limit:
+            scan = scanning.read(source, small_limit=limit)
+        self.digest, self.size, self.small, self._chunks = scan
         self.check_unchanged()
+
+    def chunks(self) -> ChunkTable:
+        """Return the chunks of the content; they are looked for if they are not known yet.
+
+        Raises:
+            ContentChanged: The source is not what it was in the first reading.
+        """
+        if self._chunks is None:
+            scan = scanning.cut(self.source, size=self.size, chunker=self.record.chunker)
+            if scan.digest != self.digest:
+                raise ContentChanged(
+                    "The content changed while it was being uploaded: its first reading gave "
+                    f"digest {self.digest}, the second {scan.digest}. Nothing was published; upload"
+                    " it again when nobody writes to it."
+                )
+            self._chunks = scan.chunks
+        return cast("ChunkTable", self._chunks)
 
     def check_unchanged(self) -> None:
         """Refuse a file that somebody has written to since the upload began."""

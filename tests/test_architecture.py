@@ -36,7 +36,7 @@ FLOORS = [
     {"doctor.findings"},
     {"opening"},
     {"store"},
-    {"backoff", "cache", "planning", "reading"},
+    {"backoff", "cache", "planning", "reading", "scanning"},
     # The rooms of the cache.
     {"cache.room"},
     {"cache.database", "cache.slots", "cache.waiting"},
