@@ -83,6 +83,11 @@ class Layout:
     fresh: tuple[tuple[Stretch, ...], ...]
     segments: tuple[Segment, ...]
 
+    @property
+    def fresh_size(self) -> int:
+        """How many bytes are stored anew."""
+        return sum(stretch.length for blob in self.fresh for stretch in blob)
+
     def manifest(
         self, fresh: Sequence[str], *, digest: str, chunks: ChunkTable, chunker: ChunkerParameters
     ) -> Manifest:

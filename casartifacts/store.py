@@ -20,16 +20,16 @@ from typing import TYPE_CHECKING, BinaryIO, Self, TypedDict, cast
 
 from casartifacts import errors, files, names, reading, scanning
 from casartifacts.bodies import Outgoing, take
-from casartifacts.digest import BUFFER_SIZE, is_digest
+from casartifacts.digest import BUFFER_SIZE
 from casartifacts.errors import CasartifactsError, ContentChanged, CorruptArtifact, StoreMismatch
 from casartifacts.knowledge import Knowledge
-from casartifacts.latest import Latest
-from casartifacts.manifest import Manifest, smallest_size
-from casartifacts.matching import Stretch, samples
-from casartifacts.parallel import Beside, in_order
+from casartifacts.manifest import smallest_size
+from casartifacts.matching import Stretch
+from casartifacts.parallel import in_order
 from casartifacts.planning import NewBlob, Plan, plan
 from casartifacts.protocols import Drafting
 from casartifacts.records import Ref, StoreRecord
+from casartifacts.sharing import Sharing
 
 if TYPE_CHECKING:
     import os
@@ -37,8 +37,7 @@ if TYPE_CHECKING:
 
     from casartifacts.bodies import Source
     from casartifacts.cache import ArtifactCache
-    from casartifacts.manifest import ChunkTable
-    from casartifacts.matching import Layout
+    from casartifacts.manifest import ChunkTable, Manifest
     from casartifacts.protocols import Backend, Draft
 
     Progress = Callable[[int, int], None]
@@ -48,15 +47,8 @@ __all__ = ["ContentStore"]
 # A ref is a few hundred bytes; file names and origins are bounded by what callers send.
 _LARGEST_REF = 2**20
 
-# A hint is the digest of a content; a longer one is none.
-_HINT_SIZE = 64
-
 # What the cache notes of an id that was removed: ask the backend.
 _REMOVED = "removed"
-
-# A content of which more than this part is new, compared with what is at hand, is looked for
-# elsewhere: by its hints.
-_MUCH = 0.5
 
 # How often a record is sent again because an hour passed while it was sent. Each takes an hour or
 # a clock that jumps: more than a few mean that something is broken.
@@ -83,7 +75,12 @@ class ContentStore:
         self._record: tuple[bytes, StoreRecord] | None = None
         # Whether the store was made here, so that there is nothing yet that could be stored twice.
         self._is_new = False
-        self._latest = Latest()
+        self._sharing = Sharing(
+            backend,
+            knowledge=self._knowledge,
+            is_live=lambda blob: self._is_live(names.blob(blob[0]), _exactly(blob[1])),
+            doubted=self._doubted,
+        )
 
     def __repr__(self) -> str:
         cache = "" if self.cache is None else f", cache={self.cache!r}"
@@ -111,6 +108,7 @@ class ContentStore:
         mimetype: str | None = None,
         encoding: str | None = None,
         origin: Mapping[str, str] | None = None,
+        relatives: Iterable[str] = (),
         progress: Progress | None = None,
     ) -> str:
         """Store a content and the ref that leads to it.
@@ -122,6 +120,8 @@ class ContentStore:
             mimetype: A MIME type.
             encoding: A content encoding such as gzip.
             origin: Where the upload comes from, such as the name of a study.
+            relatives: Digests of contents that this one may share much with, the likeliest first;
+                iterated over only if this process has stored none that it does.
             progress: Called with the bytes that are stored and the bytes in all.
 
         Returns:
@@ -138,9 +138,15 @@ class ContentStore:
         record = self._record_for_writing()
         source = take(body)
         try:
-            upload = _Upload(source, record, progress, is_new=self._is_likely_new)
+            upload = _Upload(
+                source,
+                record,
+                progress,
+                is_new=lambda size: self._is_new or self._sharing.is_likely_new(source, size),
+            )
             upload.anew = upload.digest in self._doubted
             upload.filename = filename
+            upload.relatives = relatives
             if artifact_id is None:
                 artifact_id = names.new_artifact_id(upload.digest)
             elif names.digest_in(artifact_id) not in {None, upload.digest}:
@@ -168,7 +174,8 @@ class ContentStore:
 
                 def keep() -> tuple[bytes, list[str]]:
                     kept = self._keep(upload)
-                    self._hint(upload, beside)
+                    if upload.manifest is not None:
+                        self._sharing.tell(upload.manifest, filename=filename, beside=beside)
                     return encoded, [kept]
 
                 self._send(keep, lambda body: self._write(name, body))
@@ -354,17 +361,21 @@ class ContentStore:
         """Store what is new of a content as blobs; return its manifest and what that names."""
         backend = self.backend
         chunks = upload.chunks()
-        layout = self._lay_out(upload, chunks)
+        layout = (
+            plan(chunks, [])
+            if upload.anew
+            else self._sharing.lay_out(chunks, filename=upload.filename, relatives=upload.relatives)
+        )
         kept = [names.blob(digest) for digest, _ in layout.leaned]
         fresh: list[str] = []
-        done = upload.size - sum(stretch.length for blob in layout.fresh for stretch in blob)
+        done = upload.size - layout.fresh_size
         with contextlib.ExitStack() as ending:
             sink = None
             if isinstance(backend, Drafting):
                 publish = partial(self._publish_draft, anew=upload.anew)
                 sink = ending.enter_context(_Drafts(backend, publish))
-            plan = Plan(upload.source, chunks=chunks, layout=layout, sink=sink)
-            for blob in plan if sink is not None else self._sent(plan, upload):
+            blobs = Plan(upload.source, chunks=chunks, layout=layout, sink=sink)
+            for blob in blobs if sink is not None else self._sent(blobs, upload):
                 fresh.append(blob.digest)
                 done += blob.length
                 upload.report(done)
@@ -374,105 +385,14 @@ class ContentStore:
         )
         return upload.manifest.encode(), [*kept, *map(names.blob, fresh)]
 
-    def _lay_out(self, upload: _Upload, chunks: ChunkTable) -> Layout:
-        """Find what to share with; whatever is leaned on is known to be live."""
-        if upload.anew:
-            return plan(chunks, [])
-        bases = self._latest.like(upload.filename)
-        layout = plan(chunks, bases)
-        new = sum(stretch.length for blob in layout.fresh for stretch in blob)
-        if new > upload.size * _MUCH and (hinted := self._hinted(upload, chunks)):
-            bases += hinted
-            layout = plan(chunks, bases)
-        while layout.leaned:
-            dead = {
-                blob
-                for blob, is_live in zip(
-                    layout.leaned,
-                    in_order(
-                        lambda blob: self._is_live(names.blob(blob[0]), _exactly(blob[1])),
-                        layout.leaned,
-                    ),
-                    strict=True,
-                )
-                if not is_live
-            }
-            if not dead:
-                break
-            bases = [base for base in bases if dead.isdisjoint(base.blobs)]
-            layout = plan(chunks, bases)
-        return layout
-
-    # Hints
-
-    def _hinted(self, upload: _Upload, chunks: ChunkTable) -> list[Manifest]:
-        """Read the manifests of contents that others say have chunks of this one."""
-        wanted = samples(chunks, upload.size)
-        found: list[str] = []
-        for sample, digest in zip(wanted, in_order(self._read_hint, wanted), strict=True):
-            if digest is not None:
-                upload.hinted[sample] = digest
-                found.append(digest)
-        # Those that several chunks point to first.
-        digests = sorted(set(found) - {upload.digest}, key=found.count, reverse=True)
-        manifests = list(in_order(self._read_manifest, digests))
-        for sample, digest in list(upload.hinted.items()):
-            if digest in digests and manifests[digests.index(digest)] is None:
-                upload.hinted[sample] = ""  # dead: to be written over
-        return [manifest for manifest in manifests if manifest is not None]
-
-    def _read_hint(self, sample: bytes) -> str | None:
-        name = names.hint(sample)
-        asked_at = self._knowledge.now()
-        try:
-            found = reading.record(self.backend, name, most=_HINT_SIZE)
-        except errors.ArtifactNotFound:
-            return None
-        self._knowledge.learn(name, asked_at=asked_at)
-        digest = found.decode("ascii", "replace")
-        return digest if is_digest(digest) else ""
-
-    def _read_manifest(self, digest: str) -> Manifest | None:
-        """Read a manifest to share with; None if it is not there, or not to be trusted."""
-        if digest in self._doubted or not is_digest(digest):
-            return None
-        try:
-            body = reading.record(self.backend, names.manifest(digest))
-            return Manifest.decode(body, digest=digest)
-        except (errors.ArtifactNotFound, CorruptArtifact, StoreMismatch):
-            return None
-
-    def _hint(self, upload: _Upload, beside: contextlib.ExitStack) -> None:
-        """Begin to say which chunks lead to a content that has just become live."""
-        if upload.manifest is None:
-            return
-        self._latest.add(upload.manifest, filename=upload.filename)
-        for sample in samples(upload.manifest.chunks, upload.size):
-            name = names.hint(sample)
-            if upload.hinted.get(sample) == "" or not self._knowledge.is_fresh(name):
-                # What goes wrong here costs only sharing: the block ends without it.
-                hinting: Beside[object] = beside.enter_context(Beside())
-                hinting.begin(
-                    partial(self._write_hint, name, upload.digest, anew=sample in upload.hinted)
-                )
-
-    def _write_hint(self, name: str, digest: str, *, anew: bool) -> None:
-        body = io.BytesIO(digest.encode())
-        asked_at = self._knowledge.now()
-        if anew:
-            self.backend.write(name, body)
-        else:
-            self.backend.write_if_absent(name, body)
-        self._knowledge.learn(name, asked_at=asked_at)
-
-    def _sent(self, plan: Plan, upload: _Upload) -> Iterator[NewBlob]:
-        """Send the blobs of a plan beside its pass over the file."""
+    def _sent(self, blobs: Plan, upload: _Upload) -> Iterator[NewBlob]:
+        """Send blobs beside the pass over the file that makes them."""
 
         def missing() -> Iterator[tuple[NewBlob, bool]]:
             # An upload that was interrupted goes on where it stopped: each blob is asked for, until
             # one is missing. The others are sent unasked, which costs no request more than it must.
             asks = not upload.anew
-            for blob in plan:
+            for blob in blobs:
                 asks = asks and self._is_live(names.blob(blob.digest), _exactly(blob.length))
                 yield blob, asks
 
@@ -500,13 +420,6 @@ class ContentStore:
         )
         name, sizes = names.blob(blob.digest), _exactly(blob.length)
         self._publish(name, cast("BinaryIO", body), sizes, anew=anew)
-
-    def _is_likely_new(self, source: Source, size: int) -> bool:
-        """Tell whether a large content is hardly stored already, so that it is cut at once."""
-        known = self._latest.like(None)
-        return bool(self._is_new or known) and not any(
-            kept.size == size and scanning.agrees(source, kept.chunks) for kept in known
-        )
 
     def _is_live(self, name: str, sizes: range) -> bool:
         """Tell whether something of one of these sizes (bytes) is live under a name."""
@@ -601,7 +514,7 @@ class ContentStore:
             yield
         except CorruptArtifact:
             self._doubted.add(_digest_of(ref))
-            self._latest.forget(_digest_of(ref))
+            self._sharing.forget(_digest_of(ref))
             raise
 
     def _find_ref(self, artifact_id: str) -> Ref | None:
@@ -729,21 +642,20 @@ class _Upload:
         record: StoreRecord,
         progress: Progress | None,
         *,
-        is_new: Callable[[Source, int], bool],
+        is_new: Callable[[int], bool],
     ) -> None:
         self.source = source
         self.record = record
         self.filename: str | None = None
         self.anew = False  # whether what is there is not to be trusted
         self.manifest: Manifest | None = None  # once it has become live by this upload
-        # What hints say: the content that has this chunk, or "" for one that is not there.
-        self.hinted: dict[bytes, str] = {}
+        self.relatives: Iterable[str] = ()
         self._progress = progress
         self._stamp = source.stamp()
         size = source.known_size()
         limit = record.small_content_limit
         scan = None
-        if size is not None and size > limit and is_new(source, size):
+        if size is not None and size > limit and is_new(size):
             scan = scanning.cut(source, size=size, chunker=record.chunker)
         if scan is None or scan.size <= limit:
             scan = scanning.read(source, small_limit=limit)

@@ -36,6 +36,7 @@ FLOORS = [
     {"doctor.findings"},
     {"opening"},
     {"store"},
+    {"sharing"},
     {"backoff", "cache", "planning", "reading", "scanning"},
     # The rooms of the cache.
     {"cache.room"},
