@@ -45,15 +45,15 @@ class Bounds:
     """How far a content leans on what is there; sizes in bytes.
 
     The figures are of chains of contents of 256 MiB, each matched against the one before it alone,
-    10.2 % new at 1, 4, 8 or 16 random places per step (tests/test_matching.py, three seeds; the
-    first ten steps with real bytes and FastCDC agree within 2 %): what all steps stored, divided by
-    what was new, after 10 and after 30 steps; the segments and the blobs leaned on at step 30. With
-    these bounds:
+    10.2 % new at some random places per step (`chain` in tests/test_matching.py, six seeds; twelve
+    steps with real bytes and FastCDC were within 2 % of it): what all steps stored divided by what
+    was new, after 10 and after 30 steps; segments and blobs leaned on at step 30. As it is:
 
          1 place   1.01  1.03    17 segments  15 blobs
-         4 places  1.01  1.08    60           16
-         8         1.03  1.12   107           16
-        16         1.16  1.45   114           12
+         4 places  1.01  1.07    63           16
+         8         1.02  1.11   104           16
+        16         1.14  1.43   113           12
+        64         1.95  2.67   138           11
     """
 
     blob_limit: int = BLOB_LIMIT
@@ -62,32 +62,33 @@ class Bounds:
     ranges: int = 24
     """How many ranges of other blobs, and repetitions, per begun `blob_limit` of the content.
 
-    Each is a request of a download. The longest stay. With 16 the chain of 8 places has 73 segments
-    instead of 107, but stores 1.06 and 1.27 (of 16 places: 80; 1.35 and 1.69); with 32 it has 116
-    and 1.03 and 1.11 (146; 1.08 and 1.29).
+    Each is a request of a download. The longest stay. With 16 the chain of 8 places has 74 segments
+    but stores 1.05 and 1.26 (of 16 places: 79, 1.34 and 1.74), with 32 it has 106 and stores 1.02
+    and 1.11 (146, 1.08 and 1.29). Tensors that change again and again tear nothing: the places of a
+    real series are the same in every step.
     """
 
     blobs: int = 16
-    """How many other blobs in a content of up to four times `blob_limit`, in proportion beyond.
+    """How many other blobs in a content of up to four times `blob_limit`; in proportion beyond.
 
     A process that knows nothing of them asks for each before it leans on it. The most used stay.
-    Unbounded, the chains of 4 and 8 places lean on up to 22 and store 1.05 and 1.11 after 30 steps;
-    with 12 it is 1.15 and 1.20. A log of 2 MiB that grows by 1 MiB, 20 times, stores 1.24 times its
-    last size; with 8 it is 1.76, with 4 it is 2.66.
+    Unbounded, the chains of 4 and 8 places lean on up to 22 and store 1.05 and 1.10 after 30 steps;
+    with 12 it is 1.14 and 1.19. A log of 2 MiB that grows by 1 MiB, 20 times, stores 1.2 times its
+    last size; with 8 it was 1.8, with 4 it was 2.7.
     """
 
     shortest: int = 256 * 2**10
     """No shorter range: it costs a request.
 
-    With 64 KiB to 512 KiB the chains store the same within 1 %; with 1 MiB that of 8 places stores
-    1.05 after 10 steps, and what is small loses all that it shares in small pieces.
+    With 64 KiB and with 512 KiB the chain of 8 places stores the same within 1 %; with 1 MiB it is
+    1.05 and 1.16, and what is small loses what it shares in small pieces.
     """
 
     least_of_blob: float = 1 / 8
     """How much of another blob is used at least: it is kept as a whole as long as this content is.
 
-    With a sixteenth (and no bound on blobs) the chain of 8 places leans on 24 blobs at step 30
-    and stores 1.06; with a quarter on 14, but stores 1.20.
+    With a sixteenth (and no bound on blobs) the chain of 8 places leans on up to 25 blobs and
+    stores 1.02 and 1.07; with a quarter on up to 15 and stores 1.04 and 1.20.
     """
 
     least_of_content: float = 1 / 64

@@ -552,14 +552,12 @@ def test_a_layout_does_not_depend_on_the_process() -> None:
 
 
 def test_the_time_is_linear_whatever_the_tables_hold() -> None:
-    """Quadratic would be hours: each of these took 0.1 s to 1 s when it was written."""
-    count = 100_000
+    """It takes seconds; one that was quadratic anywhere would take minutes."""
+    count = 20_000
     one, other, third = (blake3(word).digest() for word in (b"1", b"2", b"3"))
     rows = [
         one * count,
         (one + other) * (count // 2),
-        (one * 9 + other) * (count // 10),
-        (one * (count // 2 - 1) + other) * 2,
         b"".join(random.Random(1).choices([one, other, third], k=count)),
     ]
     tables = [ChunkTable(array("I", [100] * count), row) for row in rows]
@@ -574,7 +572,7 @@ def test_the_time_is_linear_whatever_the_tables_hold() -> None:
         for other_chunks in tables:
             lay_out(other_chunks, bases=[base, torn], bounds=tiny)
             found(other_chunks, [chunks])
-    assert time.monotonic() - began < 120
+    assert time.monotonic() - began < 60
 
 
 # Samples
