@@ -1,4 +1,4 @@
-"""The manifests of what this process stored lately: what the next checkpoint shares most with.
+"""The manifests of what this process stored or fetched lately: what the next one shares most with.
 
 Rule 1: no I/O. What is here says nothing about whether it is still live.
 Rule 2: never pickled; a few, and of bounded size, whatever was stored.
@@ -22,14 +22,14 @@ _MOST_CHUNKS = 2**20
 
 
 class Latest:
-    """The manifests of the contents that were stored last; may be used by several threads."""
+    """The manifests of the contents that came last; may be used by several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._kept: dict[str, tuple[str | None, Manifest]] = {}
 
     def add(self, manifest: Manifest, *, filename: str | None) -> None:
-        """Take the manifest of what was stored just now, under this file name."""
+        """Take the manifest of what came just now, under this file name."""
         with self._lock:
             self._kept.pop(manifest.digest, None)
             self._kept[manifest.digest] = filename, manifest

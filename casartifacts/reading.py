@@ -23,11 +23,13 @@ from casartifacts import errors, files, names
 from casartifacts.digest import BUFFER_SIZE, Hasher, digest_of
 from casartifacts.errors import CorruptArtifact
 from casartifacts.manifest import Manifest
+from casartifacts.matching import Found, found
 from casartifacts.parallel import WORKERS, in_order
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
+    from casartifacts.manifest import ChunkTable
     from casartifacts.protocols import Backend
 
 __all__ = ["Near", "PieceReader", "Target", "bring", "content", "record"]
@@ -116,17 +118,25 @@ class Target(Protocol):
         ...
 
 
-class Near(Protocol):
-    """Bytes near by that are those of a content in part, as far as anybody knows."""
+@dataclass(frozen=True, slots=True)
+class Near:
+    """Bytes near by that a content has too, as far as anybody knows.
 
-    @property
-    def extents(self) -> Sequence[tuple[int, int]]:
-        """Where, in the content, as begin and end in bytes."""
-        ...
+    Attributes:
+        read_at: Reads into a buffer from an offset there; returns how many bytes there were.
+        chunks: The chunks of the content that lies there; None if it is the same one, in part.
+        extents: Which part, as begin and end in bytes.
+    """
 
-    def read_at(self, buffer: memoryview, offset: int) -> int:
-        """Read into a buffer from an offset in the content; returns how much there was."""
-        ...
+    read_at: Callable[[memoryview, int], int]
+    chunks: ChunkTable | None = None
+    extents: Sequence[tuple[int, int]] = ()
+
+    def runs(self, chunks: ChunkTable) -> Sequence[Found]:
+        """Return where stretches of a content with these chunks lie."""
+        if self.chunks is None:
+            return [Found(begin, end - begin, 0, begin) for begin, end in self.extents]
+        return found(chunks, [self.chunks])
 
 
 def bring(
@@ -138,8 +148,8 @@ def bring(
     is_small: bool,
     report: Callable[[int], object],
     near: Iterable[Near] = (),
-) -> None:
-    """Write the bytes of a content to a file, in any order.
+) -> Manifest | None:
+    """Write the bytes of a content to a file, in any order; returns its manifest if it has one.
 
     They are verified when this returns, so nothing of them is published before: one digest instead
     of two. What reads wrong is brought once more, chunk by chunk, which says where it is wrong.
@@ -153,7 +163,7 @@ def bring(
     if is_small:
         target.write_at(memoryview(_small_content(backend, digest, size)), 0)
         report(size)
-        return
+        return None
     manifest = _manifest(backend, digest, size)
     hasher = Hasher()
     done = 0
@@ -167,26 +177,29 @@ def bring(
             done += len(piece)
             report(done)
     if hasher.hexdigest() == digest:
-        return
+        return manifest
     done = 0
     for piece in content(backend, digest=digest, size=size, is_small=False):
         target.write_at(piece, done)
         done += len(piece)
         report(done)
+    return manifest
 
 
 def _take(manifest: Manifest, target: Target, near: Near, has: bytearray) -> None:
     """Copy the chunks that are near by and right, and note which."""
-    extents = iter(near.extents)
-    begin, end = next(extents, (0, 0))
+    runs = iter(near.runs(manifest.chunks))
+    run = next(runs, None)
     buffer = memoryview(bytearray(max(manifest.chunks.lengths)))
     offset = 0
     for chunk, length in enumerate(manifest.chunks.lengths):
-        while end < offset + length and (after := next(extents, None)):
-            begin, end = after
-        if not has[chunk] and begin <= offset and offset + length <= end:
+        while run is not None and run.offset + run.length < offset + length:
+            run = next(runs, None)
+        if run is None:
+            return
+        if not has[chunk] and run.offset <= offset:
             piece = buffer[:length]
-            if near.read_at(piece, offset) == length and (
+            if near.read_at(piece, run.there + offset - run.offset) == length and (
                 Hasher(piece).digest() == manifest.chunks[chunk][1]
             ):
                 target.write_at(piece, offset)

@@ -1,6 +1,6 @@
 """What a new content shares with others in the same backend, and how that is found.
 
-    this process    the manifests of what it stored lately
+    this process    the manifests of what it stored or fetched lately
     anybody's       hints: `hints/<aa>/<chunk digest>` holds the digest of a content with that chunk
 
 Rule 1: what is found here costs only sharing when it is wrong: a hint that leads nowhere, a
@@ -72,10 +72,7 @@ class Sharing:
         self._latest = Latest()
 
     def is_likely_new(self, source: Source, size: int) -> bool:
-        """Tell whether a source is none of the contents that this process stored lately.
-
-        False where it stored none.
-        """
+        """Tell whether a source is none of the contents noted last; False if none were."""
         known = self._latest.like(None)
         return bool(known) and not any(
             kept.size == size and scanning.agrees(source, kept.chunks) for kept in known
@@ -111,7 +108,7 @@ class Sharing:
 
     def tell(self, manifest: Manifest, *, filename: str | None, beside: ExitStack) -> None:
         """Let others find a content that has just become live; what begins ends with `beside`."""
-        self._latest.add(manifest, filename=filename)
+        self.note(manifest, filename=filename)
         for sample in samples(manifest.chunks, manifest.size):
             name = names.hint(sample)
             # One that leads to a content which is there stays. Any other leads here from now on:
@@ -121,6 +118,14 @@ class Sharing:
                 # If it fails, that costs sharing; the block ends all the same.
                 telling.begin(partial(self._write_hint, name, manifest.digest))
 
+    def note(self, manifest: Manifest, *, filename: str | None) -> None:
+        """Take a content for one that the next is likely to share with."""
+        self._latest.add(manifest, filename=filename)
+
+    def noted(self, filename: str | None) -> list[Manifest]:
+        """Return the manifests that were noted last, those of the same file name first."""
+        return self._latest.like(filename)
+
     def forget(self, digest: str) -> None:
         """Lean no more on a content."""
         self._latest.forget(digest)
@@ -129,7 +134,7 @@ class Sharing:
         """Read the manifests of the first few of these contents."""
         known = {manifest.digest for manifest in self._latest.like(None)}
         chosen = list(islice((each for each in digests if each not in known), _MOST_RELATIVES))
-        return [found for found in in_order(self._read_manifest, chosen) if found is not None]
+        return [found for found in in_order(self.read_manifest, chosen) if found is not None]
 
     def _hinted(self, chunks: ChunkTable) -> list[Manifest]:
         """Read the manifests of contents that others say have chunks of this one."""
@@ -137,7 +142,7 @@ class Sharing:
         told = list(in_order(self._read_hint, wanted))
         # Those that several chunks lead to first.
         digests = sorted(filter(None, dict.fromkeys(told)), key=told.count, reverse=True)
-        found = dict(zip(digests, in_order(self._read_manifest, digests), strict=True))
+        found = dict(zip(digests, in_order(self.read_manifest, digests), strict=True))
         for sample, digest in zip(wanted, told, strict=True):
             if digest is not None and found[digest] is None:
                 self._knowledge.forget(names.hint(sample))
@@ -160,7 +165,7 @@ class Sharing:
         self._backend.write(name, io.BytesIO(digest.encode()))
         self._knowledge.learn(name, asked_at=asked_at)
 
-    def _read_manifest(self, digest: str) -> Manifest | None:
+    def read_manifest(self, digest: str) -> Manifest | None:
         """Read a manifest to lean on; None if it is not there, or not to be trusted."""
         if digest in self._doubted:
             return None

@@ -16,11 +16,12 @@ import io
 import sys
 from datetime import UTC, datetime
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, BinaryIO, Self, TypedDict, cast
 
 from casartifacts import errors, files, names, reading, scanning
 from casartifacts.bodies import Outgoing, take
-from casartifacts.digest import BUFFER_SIZE
+from casartifacts.digest import BUFFER_SIZE, digest_of, is_digest
 from casartifacts.errors import CasartifactsError, ContentChanged, CorruptArtifact, StoreMismatch
 from casartifacts.knowledge import Knowledge
 from casartifacts.manifest import smallest_size
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from casartifacts.bodies import Source
-    from casartifacts.cache import ArtifactCache
+    from casartifacts.cache import ArtifactCache, Slot
     from casartifacts.manifest import ChunkTable, Manifest
     from casartifacts.protocols import Backend, Draft
 
@@ -49,6 +50,9 @@ _LARGEST_REF = 2**20
 
 # What the cache notes of an id that was removed: ask the backend.
 _REMOVED = "removed"
+
+# How many contents near by are looked through for bytes of one that is fetched.
+_MOST_NEAR = 2
 
 # How often a record is sent again because an hour passed while it was sent. Each takes an hour or
 # a clock that jumps: more than a few mean that something is broken.
@@ -494,13 +498,15 @@ class ContentStore:
     ) -> None:
         """Write a content to a file; it is verified when this returns."""
         with self._doubting(ref):
-            reading.bring(
+            manifest = reading.bring(
                 self.backend,
                 target,
                 **self._where(ref),
                 report=lambda done: _report(progress, done, ref.size),
                 near=near,
             )
+        if manifest is not None:
+            self._sharing.note(manifest, filename=ref.filename)
 
     def _pieces(self, ref: Ref) -> Iterator[memoryview]:
         """Yield a content in order, verified."""
@@ -575,15 +581,33 @@ class ContentStore:
             reader = self.cache.fetch(
                 digest,
                 size=ref.size,
-                fill=lambda slot: self._bring(ref, slot, progress, near=slot.leftovers()),
+                fill=lambda slot: self._bring(ref, slot, progress, near=self._near(ref, slot)),
             )
             if reader is None:
                 return None
+            if not self._is_small(ref):
+                self.cache.remember(_latest_of(ref), digest, at_once=False)
         noted = self._recall(ref.artifact_id)
         if noted != digest and (noted or names.digest_in(ref.artifact_id) is None):
             # Another process may have removed it after its ref was read here: that note stays.
             self._remember(ref.artifact_id, digest, at_once=False, unless=_REMOVED)
         return reader
+
+    def _near(self, ref: Ref, slot: Slot) -> Iterator[reading.Near]:
+        """Yield what lies near by and may have bytes of a content that is about to be fetched."""
+        for left in slot.leftovers():
+            yield reading.Near(left.read_at, extents=left.extents)
+        if self.cache is None or self._is_small(ref):
+            return
+        known = {kept.digest: kept for kept in self._sharing.noted(ref.filename)}
+        noted = self.cache.recall(_latest_of(ref))
+        for digest in islice(dict.fromkeys([*known, *filter(None, [noted])]), _MOST_NEAR):
+            file = self.cache.open(digest) if digest != ref.digest and is_digest(digest) else None
+            if file is not None:
+                with file:
+                    manifest = known.get(digest) or self._sharing.read_manifest(digest)
+                    if manifest is not None:
+                        yield reading.Near(partial(files.read_at, file), manifest.chunks)
 
     def _recall(self, artifact_id: str, *, exact: bool = True) -> str | None:
         if self.cache is None or not names.is_written_once(artifact_id):
@@ -758,6 +782,11 @@ def _report(progress: Progress | None, done: int, size: int) -> None:
 
 def _exactly(size: int) -> range:
     return range(size, size + 1)
+
+
+def _latest_of(ref: Ref) -> str:
+    """Name what a cache notes of a file name: the content that came in last under it."""
+    return f"latest/{digest_of(str(ref.filename).encode('utf-8', 'surrogatepass'))}"
 
 
 def _digest_of(ref: Ref) -> str:
