@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from casartifacts.chunking import Cutter
+from casartifacts.cutpoints import cut_points
 from casartifacts.digest import Hasher
 from casartifacts.errors import ContentChanged
 from casartifacts.manifest import BLOB_LIMIT, ChunkTable, Manifest, Segment
@@ -131,7 +132,8 @@ class Plan:
 
     def _windows(self) -> Iterator[tuple[memoryview, list[int]]]:
         """Yield stretches of the content with the lengths of the chunks in each."""
-        cutter = Cutter(self._chunker)
+        points = cut_points(self._source.read_at, self._size, least=self._chunker.minimum)
+        cutter = Cutter(self._chunker, points)
         window_size = max(_WINDOW_SIZE, 2 * self._chunker.maximum)
         # Two buffers in turn: while one is worked on, the other is filled.
         buffers = [memoryview(bytearray(window_size)) for _ in range(2)]

@@ -54,7 +54,7 @@ FLOORS = [
     {"backends.streaming"},
     {"bodies", "files", "knowledge", "parallel", "progress"},
     {"manifest", "names", "records"},
-    {"backends", "chunking", "digest"},
+    {"backends", "chunking", "cutpoints", "digest"},
     # The conformance kit stands beside the house: it knows the contracts and nothing else.
     {"testing"},
     {"testing.kit"},
@@ -88,10 +88,11 @@ LOADED_LATE = {"boto3", "botocore", "google", "optuna", "pyfastcdc", "sqlalchemy
 
 # Bytes in, values out: a clock, a disk, a network, a log or chance is not for them. What they may
 # import of the standard library is all that they need today.
-PURE = {"chunking", "digest", "manifest", "names", "records"}
+PURE = {"chunking", "cutpoints", "digest", "manifest", "names", "records"}
 HARMLESS = {"array", "collections", "dataclasses", "functools", "json", "re", "sys", "typing"}
 EXCUSED = {
     "chunking": {"logging", "warnings"},  # says once that the compiled chunker is missing
+    "cutpoints": {"itertools", "struct"},
     "names": {"secrets"},  # a fresh id needs 128 random bits
 }
 
