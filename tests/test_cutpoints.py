@@ -256,6 +256,58 @@ def test_an_upload_cuts_there(tmp_path: Path) -> None:
 # Hostile contents
 
 
+@pytest.mark.parametrize(
+    ("make", "right", "wrong"),
+    [
+        (torch_like, b"PK\3\4", b"PK\3\5"),
+        (torch_like, b"PK\1\2", b"PK\1\3"),
+        (ustar, b"0000644", b"0000645"),  # which makes the checksum another
+        (ustar, b"ustar", b"ustax"),
+        (safetensors, b"[3000, 6000]", b"[2999, 6000]"),  # into the first tensor
+        (safetensors, b"[3000, 6000]", b"[3000, 6001]"),  # behind the end
+    ],
+)
+def test_one_wrong_byte_where_it_matters_is_a_doubt(
+    make: Maker, right: bytes, wrong: bytes
+) -> None:
+    whole = make([part(1, 3000), part(2, 3000)])
+    assert len(found_in(whole, least=2000)) >= 2
+    at = whole.rindex(right)
+    assert found_in(whole[:at] + wrong + whole[at + len(right) :], least=2000) == []
+
+
+def test_a_directory_that_does_not_end_where_it_should_is_a_doubt() -> None:
+    whole = torch_like([part(1, 3000), part(2, 3000)])
+    length = len(whole) - 22 - whole.index(b"PK\1\2")
+    told = whole[-10:-6]
+    assert told == length.to_bytes(4, "little")
+    last = len(whole) - 22 - whole.rindex(b"PK\1\2")
+    shorter = whole[:-10] + (length - last).to_bytes(4, "little") + whole[-6:]
+    assert found_in(shorter, least=2000) == []
+
+
+def test_a_member_that_is_not_what_it_begins_like_is_a_member_still() -> None:
+    broken = torch_like([part(1, 3000)])[:-1]
+    whole = tar([broken, part(2, 2000)])
+    assert found_in(whole, least=1000) == sorted(edges(whole, [broken, part(2, 2000)], 1000))
+
+
+def test_a_link_has_no_bytes_whatever_size_it_tells() -> None:
+    """Older tars tell the size of the file that a hard link leads to."""
+    link = tarfile.TarInfo("link")
+    link.type, link.linkname, link.size = tarfile.LNKTYPE, "file", 5000
+    whole = link.tobuf(tarfile.USTAR_FORMAT) + ustar([part(1, 3000)])
+    assert found_in(whole, least=1000) == sorted(edges(whole, [part(1, 3000)], 1000))
+
+
+def test_a_source_that_gives_one_byte_at_a_time_is_given_up() -> None:
+    whole = safetensors([part(number, 100) for number in range(1000)])
+    assert len(found_in(whole, least=100)) > 900
+    reads = Reads(whole, piece=1)
+    assert cut_points(reads, len(whole), least=100) == []
+    assert reads.count == MOST_READS
+
+
 @pytest.mark.parametrize("size", [0, 64 * 2**10])
 def test_a_tar_without_an_end_is_read_no_further_than_the_bound(size: int) -> None:
     """2**60 bytes in which every place holds a header."""
