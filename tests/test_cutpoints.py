@@ -7,6 +7,7 @@ import json
 import tarfile
 import tracemalloc
 import zipfile
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 from unittest import mock
@@ -60,6 +61,11 @@ def found_in(content: bytes, *, least: int, piece: int = 2**62) -> list[int]:
     assert reads.count <= MOST_READS
     assert reads.bytes <= MOST_BYTES
     return points
+
+
+def truncated(whole: bytes, end: int, offset: int, length: int) -> bytes:
+    """Read a content that has become shorter after it was measured."""
+    return whole[offset : min(end, offset + length)]
 
 
 def part(seed: object, size: int) -> bytes:
@@ -415,14 +421,17 @@ def test_whatever_the_bytes_points_are_inside_in_order_and_few(
 def test_a_content_that_ends_early_has_no_points_or_those_of_what_was_read(
     whole: bytes, end: int
 ) -> None:
-    """The file was truncated after it was measured."""
-    end %= len(whole) + 1
-
-    def read_at(offset: int, length: int) -> bytes:
-        return whole[offset : min(end, offset + length)]
-
+    read_at = partial(truncated, whole, end % (len(whole) + 1))
     points = cut_points(read_at, len(whole), least=16)
     assert all(before < after for before, after in pairwise([0, *points, len(whole) + 1]))
+
+
+def test_a_tar_that_ends_early_is_a_doubt_wherever_it_ends() -> None:
+    whole = ustar([part(1, 600)])
+    needed = 6 * 512  # folder, file and its two blocks, link, zeros
+    for end in range(needed + 1):
+        points = cut_points(partial(truncated, whole, end), len(whole), least=600)
+        assert points == ([] if end < needed else [1024, 1624])
 
 
 @given(st.sampled_from(FORMATS), parts(), st.integers(1, 99))

@@ -49,9 +49,12 @@ class Tally:
         self.size += at
 
     def _lengths(self, content: memoryview) -> list[int]:
-        minimum, average, maximum, least = self.way.split("/")
+        minimum, average, maximum, normalization, least = self.way.split("/")
         parameters = ChunkerParameters(
-            minimum=int(minimum) * _KIB, average=int(average) * _KIB, maximum=int(maximum) * _KIB
+            minimum=int(minimum) * _KIB,
+            average=int(average) * _KIB,
+            maximum=int(maximum) * _KIB,
+            normalization=int(normalization),
         )
         points = []
         if least != "-":
