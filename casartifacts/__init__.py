@@ -16,7 +16,7 @@ The map of the house, from the top; each floor imports only what is below it:
     parallel          one bounded pool of threads
     knowledge         which names are known to be live
     files, progress   steps on local files; telling how far a transfer is
-    records, manifest, chunking, names, digest       pure: bytes in, values out
+    records, manifest, chunking, cutpoints, names, digest       pure: bytes in, values out
     errors, protocols
 
 `testing` stands beside them: the conformance kit for whoever writes a backend.

@@ -6,7 +6,8 @@ table of the authors' reference code. Where its compiled wheel is missing, fixed
 pure Python fallback of pyfastcdc makes 10 MiB/s.
 
 Rule 1: pure; bytes in, lengths out. Files, threads and digests are somebody else's.
-Rule 2: where a chunk ends depends on its own bytes alone, not on how the content was handed in.
+Rule 2: where a chunk ends depends on its own bytes and the next cut point alone, not on how the
+content was handed in.
 Rule 3: a change of the parameters costs sharing with older contents, never a byte: every manifest
 carries its own table.
 """
@@ -20,7 +21,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 __all__ = ["ChunkerParameters", "Cutter", "is_compiled"]
 
@@ -46,10 +47,14 @@ class Cutter:
 
     Args:
         parameters: How to cut; a window that is not the last must be longer than its `maximum`.
+        points: Offsets in the content, in order, at each of which a chunk ends.
     """
 
-    def __init__(self, parameters: ChunkerParameters) -> None:
+    def __init__(self, parameters: ChunkerParameters, points: Sequence[int] = ()) -> None:
         self._lengths = _fastcdc(parameters) or _fixed(parameters)
+        self._points = points
+        self._next = 0  # the index of the first point that is still ahead
+        self._offset = 0  # where in the content the next window begins
 
     def cut(self, window: memoryview, *, is_last: bool) -> list[int]:
         """Return the lengths of the chunks at the beginning of this window.
@@ -57,9 +62,19 @@ class Cutter:
         What follows them is not decided yet: the next window begins with it. The last window is
         cut to its end.
         """
-        lengths = list(self._lengths(window))
-        if not is_last:
-            lengths.pop()  # it ends where the window ends, which says nothing
+        lengths: list[int] = []
+        begin, window_end = self._offset, self._offset + len(window)
+        while self._next < len(self._points) and self._points[self._next] <= window_end:
+            end = self._points[self._next]
+            lengths += self._lengths(window[begin - self._offset : end - self._offset])
+            begin = end
+            self._next += 1
+        rest = window[begin - self._offset :]
+        if rest:
+            lengths += self._lengths(rest)
+            if not is_last:
+                lengths.pop()  # it ends where the window ends, which says nothing
+        self._offset += sum(lengths)
         return lengths
 
 

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from casartifacts.chunking import Cutter
+from casartifacts.cutpoints import cut_points
 from casartifacts.digest import BUFFER_SIZE, Hasher
 from casartifacts.manifest import ChunkTable
 from casartifacts.parallel import Beside
@@ -78,7 +79,8 @@ def cut(source: Source, *, size: int, chunker: ChunkerParameters) -> Scan:
         size: Its size in bytes, as far as anybody knows.
         chunker: How it is cut.
     """
-    cutter = Cutter(chunker)
+    points = cut_points(source.read_at, size, least=chunker.minimum)
+    cutter = Cutter(chunker, points)
     content = Hasher()
     lengths: array[int] = array("I")
     digests = bytearray()

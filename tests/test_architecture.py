@@ -55,7 +55,7 @@ FLOORS = [
     {"backends.streaming"},
     {"bodies", "files", "knowledge", "latest", "matching", "parallel", "progress"},
     {"manifest", "names", "records"},
-    {"backends", "chunking", "digest"},
+    {"backends", "chunking", "cutpoints", "digest"},
     # The conformance kit stands beside the house: it knows the contracts and nothing else.
     {"testing"},
     {"testing.kit"},
@@ -89,7 +89,7 @@ LOADED_LATE = {"boto3", "botocore", "google", "optuna", "pyfastcdc", "sqlalchemy
 
 # Bytes in, values out: a clock, a disk, a network, a log or chance is not for them. What they may
 # import of the standard library is all that they need today.
-PURE = {"chunking", "digest", "manifest", "matching", "names", "records"}
+PURE = {"chunking", "cutpoints", "digest", "manifest", "matching", "names", "records"}
 HARMLESS = {
     "array",
     "bisect",
@@ -104,6 +104,7 @@ HARMLESS = {
 }
 EXCUSED = {
     "chunking": {"logging", "warnings"},  # says once that the compiled chunker is missing
+    "cutpoints": {"struct"},
     "names": {"secrets"},  # a fresh id needs 128 random bits
 }
 

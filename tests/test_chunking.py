@@ -23,7 +23,7 @@ from casartifacts.chunking import ChunkerParameters, Cutter
 from casartifacts.store import ContentStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 _SUFFIXES = tuple(importlib.machinery.EXTENSION_SUFFIXES)
 _PACKAGE = Path(pyfastcdc.__file__).parent
@@ -42,9 +42,14 @@ def content(seed: bytes, size: int) -> bytes:
     return blake3(seed).digest(length=size)
 
 
-def cut(whole: bytes, parameters: ChunkerParameters, windows: Iterable[int] = ()) -> list[int]:
+def cut(
+    whole: bytes,
+    parameters: ChunkerParameters,
+    windows: Iterable[int] = (),
+    points: Sequence[int] = (),
+) -> list[int]:
     """Cut a content that is handed in by windows of these sizes, the last again and again."""
-    cutter = Cutter(parameters)
+    cutter = Cutter(parameters, points)
     sizes = iter(windows)
     lengths: list[int] = []
     at, size = 0, len(whole)
@@ -79,6 +84,8 @@ def test_cut_points_are_golden() -> None:
     ]
     assert cut(bytes(2_500_000), ChunkerParameters()) == [2**20, 2**20, 402_848]
     assert cut(content(b"golden", 2500), SMALL) == [323, 104, 608, 203, 223, 298, 272, 334, 113, 22]
+    # Two cut points, one of them where a chunk ends anyway.
+    assert cut(content(b"golden", 2500), SMALL, points=[427, 500])[:5] == [323, 104, 73, 535, 203]
 
 
 @compiled
@@ -115,19 +122,57 @@ def contents(draw: st.DrawFn) -> bytes:
     return whole
 
 
-@given(contents(), st.lists(st.integers(SMALL.maximum + 1, 5000), max_size=5))
+@st.composite
+def contents_with_points(draw: st.DrawFn) -> tuple[bytes, list[int]]:
+    whole = draw(contents())
+    if len(whole) < 2:
+        return whole, []
+    # Some of them close together, as the header of a tensor between two of them makes them.
+    inside = st.integers(1, len(whole) - 1)
+    points = draw(st.sets(inside | inside.map(lambda point: point // 100 or 1), max_size=30))
+    return whole, sorted(points)
+
+
+@given(contents_with_points(), st.lists(st.integers(SMALL.maximum + 1, 5000), max_size=5))
 def test_cuts_do_not_depend_on_how_the_content_was_handed_in(
-    whole: bytes, windows: list[int]
+    given_: tuple[bytes, list[int]], windows: list[int]
 ) -> None:
-    assert cut(whole, SMALL, [*windows, 1500]) == cut(whole, SMALL, [len(whole)])
+    whole, points = given_
+    at_once = cut(whole, SMALL, [len(whole)], points)
+    assert cut(whole, SMALL, [*windows, 1500], points) == at_once
+    # As if every stretch between cut points were a content of its own.
+    stretches = [whole[begin:end] for begin, end in pairwise([0, *points, len(whole)])]
+    assert at_once == [length for part in stretches for length in cut(part, SMALL, [len(part)])]
 
 
-@given(contents())
-def test_chunks_cover_the_content_within_their_bounds(whole: bytes) -> None:
-    lengths = cut(whole, SMALL, [len(whole)])
+@given(contents_with_points(), st.integers(SMALL.maximum + 1, 5000))
+def test_a_window_decides_something_unless_it_is_the_last(
+    given_: tuple[bytes, list[int]], window: int
+) -> None:
+    """What is handed in again is never all of it: the loop around a cutter comes to its end."""
+    whole, points = given_
+    cutter = Cutter(SMALL, points)
+    at = 0
+    while at + window < len(whole):
+        lengths = cutter.cut(memoryview(whole)[at : at + window], is_last=False)
+        assert lengths
+        at += sum(lengths)
+
+
+@given(contents_with_points())
+def test_chunks_cover_the_content_within_their_bounds(given_: tuple[bytes, list[int]]) -> None:
+    whole, points = given_
+    lengths = cut(whole, SMALL, [len(whole)], points)
+    ends = [*accumulate(lengths)]
     assert sum(lengths) == len(whole)
-    assert all(SMALL.minimum <= length <= SMALL.maximum for length in lengths[:-1])
+    assert set(points) <= set(ends)
     assert all(0 < length <= SMALL.maximum for length in lengths)
+    last = {*points, len(whole)}
+    assert all(
+        length >= SMALL.minimum
+        for length, end in zip(lengths, ends, strict=True)
+        if end not in last
+    )
 
 
 @compiled
