@@ -1,0 +1,175 @@
+"""Rows on checkpoints that are nearly the same, against hf_xet, the peer that does this best.
+
+Both store in a folder, sync nothing and verify what they read. The series is the synthetic one of
+tools/series: 10.2 % of each file is new, in 13 places, and everything is shifted.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from series.tables import synthetic
+
+from racing.jobs import own_store
+from racing.rows import MIB, Bound, Place, Skipped, row
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from casartifacts import ContentStore
+    from racing.rows import Side
+
+__all__ = ["SERIES_NAME"]
+
+SERIES_NAME = "model.ckpt"
+
+
+@row("first of a series", reference="hf_xet", bound=Bound(0.4))
+def _(place: Place, shared: Path) -> tuple[Side, Side]:
+    return _first(place, shared, durable=False)
+
+
+@row("first of a series, durable=True", reference="hf_xet")
+def _(place: Place, shared: Path) -> tuple[Side, Side]:
+    return _first(place, shared, durable=True)
+
+
+@row("next of a series", reference="hf_xet", bound=Bound(0.6))
+def _(place: Place, shared: Path) -> tuple[Side, Side]:
+    return _next(place, shared, durable=False)
+
+
+@row("next of a series, durable=True", reference="hf_xet")
+def _(place: Place, shared: Path) -> tuple[Side, Side]:
+    return _next(place, shared, durable=True)
+
+
+@row("exact duplicate, to hf_xet", reference="hf_xet", bound=Bound(0.3))
+def _(place: Place, shared: Path) -> tuple[Side, Side]:
+    [first] = _series(place, shared, count=1)
+    store = own_store(shared / "ours")
+    _add(store, first)
+    _put(first, shared / "theirs")
+    return (
+        lambda _: partial(_add, store, first),
+        lambda _: partial(_put, first, shared / "theirs"),
+    )
+
+
+@row("cold get of the next one", reference="hf_xet", bound=Bound(0.4))
+def _(place: Place, shared: Path) -> tuple[Side, Side]:
+    store = own_store(shared / "ours")
+    for file in _series(place, shared, count=2):
+        artifact_id = _add(store, file)
+        told = _put(file, shared / "theirs")
+
+    def ours(folder: Path) -> Callable[[], object]:
+        return partial(own_store(shared / "ours").download, artifact_id, folder / "copy")
+
+    def theirs(folder: Path) -> Callable[[], object]:
+        return partial(_get, told, shared / "theirs", folder / "copy")
+
+    return ours, theirs
+
+
+@row("stored after 10 steps", reference="what is new", bound=Bound(1.05), unit="MiB")
+def _(place: Place, _: Path) -> tuple[Side, Side]:
+    def ours(folder: Path) -> float:
+        store = own_store(folder / "ours")
+        for file in _series(place, folder, count=10):
+            _add(store, file)
+        return _mib_in(folder / "ours")
+
+    # 256 MiB, and nine times 13 places of 2 MiB.
+    new = 490 / 256 * _size(place) / MIB
+    return lambda folder: partial(ours, folder), lambda _: lambda: new
+
+
+@row("stored after 10 steps, to hf_xet", reference="hf_xet", unit="MiB")
+def _(place: Place, _: Path) -> tuple[Side, Side]:
+    def ours(folder: Path) -> float:
+        store = own_store(folder / "ours")
+        for file in _series(place, folder, count=10):
+            _add(store, file)
+        return _mib_in(folder / "ours")
+
+    def theirs(folder: Path) -> float:
+        for file in _series(place, folder, count=10):
+            _put(file, folder / "theirs")
+        return _mib_in(folder / "theirs")
+
+    return lambda folder: partial(ours, folder), lambda folder: partial(theirs, folder)
+
+
+def _first(place: Place, shared: Path, *, durable: bool) -> tuple[Side, Side]:
+    [first] = _series(place, shared, count=1)
+    return (
+        lambda folder: partial(_add, own_store(folder, durable=durable), first),
+        lambda folder: partial(_put, first, folder),
+    )
+
+
+def _next(place: Place, shared: Path, *, durable: bool) -> tuple[Side, Side]:
+    files = [
+        shutil.copy(file, shared / name)
+        for file, name in zip(_series(place, shared, count=2), ("first", "second"), strict=True)
+    ]
+
+    def ours(folder: Path) -> Callable[[], object]:
+        store = own_store(folder, durable=durable)
+        _add(store, files[0])
+        return partial(_add, store, files[1])
+
+    def theirs(folder: Path) -> Callable[[], object]:
+        _put(files[0], folder)
+        return partial(_put, files[1], folder)
+
+    return ours, theirs
+
+
+def _size(place: Place) -> int:
+    return place.file.stat().st_size
+
+
+def _series(place: Place, folder: Path, *, count: int) -> Iterator[Path]:
+    """Yield the first files of the series, each in the place of the one before."""
+    return islice(synthetic(folder, _size(place) / (256 * MIB)), count)
+
+
+def _mib_in(folder: Path) -> float:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / MIB
+
+
+def _add(store: ContentStore, file: Path) -> str:
+    with file.open("rb") as body:
+        return store.add(body, filename=SERIES_NAME)
+
+
+def _xet() -> Any:
+    try:
+        import hf_xet
+    except ImportError as error:
+        raise Skipped("hf_xet is not installed: pip install hf_xet==1.8.0") from error
+    return hf_xet
+
+
+def _put(file: Path, folder: Path) -> Any:
+    """Store a file with hf_xet; return what its reader wants to know."""
+    folder.mkdir(exist_ok=True)
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        [told] = _xet().upload_files(
+            [str(file)], f"local://{folder}", None, None, None, None, skip_sha256=True
+        )
+    return told
+
+
+def _get(told: Any, folder: Path, target: Path) -> None:
+    xet = _xet()
+    wanted = xet.PyXetDownloadInfo(str(target), told.hash, told.file_size)
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        xet.download_files([wanted], f"local://{folder}", None, None, None)
