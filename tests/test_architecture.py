@@ -40,8 +40,9 @@ FLOORS = [
     # The rooms of the cache.
     {"cache.room"},
     {"cache.database", "cache.slots"},
+    {"cache.listing"},
     {"cache.table"},
-    {"cache.folder"},
+    {"cache.folder", "cache.rights"},
     {"cache.counters", "cache.mounts", "cache.trust"},
     {"cache.failures"},
     {

@@ -7,10 +7,16 @@
     <folder>/damaged/                         what turned out wrong, for inspection: the newest four
     <folder>/changes                          a byte more for what others must be told of a record
 
+Where others can write to the folder there is no table (`listing` says why), but
+
+    <folder>/records/<digest of its name>     a text record
+
 Rule 1: this file is the only one that spells a name in the folder.
 Rule 2: nothing outside the folder is read, moved or deleted: no symlink is followed, and a name
 counts only if it has the form of ours.
 Rule 3: nothing here knows what is in the table.
+Rule 4: what is made has the rights of the folder that it is made in, whatever the umask: in one
+that its group can write to, the group can write to folders and read files.
 """
 
 from __future__ import annotations
@@ -25,10 +31,10 @@ import stat
 from typing import TYPE_CHECKING, NamedTuple
 
 from casartifacts.cache.failures import WrongError
-from casartifacts.cache.trust import Stamp, stamp_of
+from casartifacts.cache.trust import Stamp, is_own, is_private, stamp_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 try:
     import fcntl
@@ -41,8 +47,12 @@ __all__ = [
     "Aside",
     "Filling",
     "aside",
+    "bound_records",
     "changes",
+    "close_content",
     "content_names",
+    "content_names_of",
+    "delete_content",
     "digest_of_content",
     "fillings",
     "lock",
@@ -55,7 +65,10 @@ __all__ = [
     "path_of",
     "put_aside",
     "put_table_aside",
+    "read_record",
+    "rename_content",
     "say_changed",
+    "write_record",
 ]
 
 TABLE = "cache.db"
@@ -69,6 +82,11 @@ _CONTENT_NAME = re.compile(r"contents/([0-9a-f]{2})/\1[0-9a-f]{62}-[0-9a-f]{16}"
 _FILLING_NAME = re.compile(r"[0-9a-f]{64}-[0-9a-f]{16}-([0-9]{1,18})")
 _DAMAGED_CONTENT = re.compile(r"[0-9a-f]{64}-[0-9a-f]{16}")
 _DAMAGED_TABLE = re.compile(rf"{re.escape(TABLE)}(-wal|-shm)?-[0-9a-f]{{16}}")
+
+_RECORD_FILE = re.compile(r"[0-9a-f]{64}(-[0-9a-f]{16})?")
+
+# A record holds at most 1,200 characters; what is longer is none.
+_MOST_IN_RECORD = 1_300
 
 # How many contents that turned out wrong, and files of a broken table, are kept for inspection.
 _MOST_DAMAGED = 4
@@ -85,26 +103,76 @@ _SAFE = (
 )
 READ = os.O_RDONLY | _SAFE
 _MAKE = os.O_RDWR | os.O_CREAT | os.O_EXCL | _SAFE
-_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _SAFE
+_APPEND = os.O_WRONLY | os.O_APPEND | _SAFE
+_FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _SAFE
+
+_PRIVATE = 0o700
+_SHARED = 0o2770
 
 
-def make(folder: str) -> None:
-    """Make what is missing of the folder."""
-    os.makedirs(folder, mode=0o700, exist_ok=True)
+def make(folder: str, *, shared: bool = False) -> None:
+    """Make what is missing of the folder, for this user alone or for all of a group."""
+    if not os.path.isdir(folder):
+        _make_folder(folder, mode=_SHARED if shared else _PRIVATE)
+    elif shared and not os.listdir(folder) and os.stat(folder).st_uid == os.geteuid():
+        os.chmod(folder, _SHARED)
+    is_shared = bool(_group_rights(folder))
     if not os.listdir(folder):
-        _write_new(f"{folder}/CACHEDIR.TAG", _CACHEDIR_TAG)
-    for name in ("contents", "tmp", "damaged"):
-        os.makedirs(f"{folder}/{name}", mode=0o700, exist_ok=True)
+        _write_new(f"{folder}/CACHEDIR.TAG", _CACHEDIR_TAG, mode=0o640 if is_shared else 0o600)
+    for name in ("contents", "tmp", "damaged", *(["records"] if not is_private(folder) else [])):
+        if not os.path.isdir(f"{folder}/{name}"):
+            _make_below(f"{folder}/{name}")
         if os.path.islink(f"{folder}/{name}"):
             raise NotADirectoryError(f"{folder}/{name} is a symlink; a cache keeps to its folder")
-    # One byte, so that the disk has room for more even when it is full.
-    _write_new(f"{folder}/changes", b".")
+    _make_changes(folder)
 
 
-def _write_new(path: str, body: bytes) -> None:
+def _group_rights(folder: str) -> int:
+    """Return the bits of a folder's mode that say what its group can do, 0 if not write."""
+    mode = os.stat(folder).st_mode
+    return mode & (stat.S_ISGID | stat.S_IRWXG) if mode & stat.S_IWGRP else 0
+
+
+def _make_below(path: str) -> None:
+    """Make a folder that has the rights of the one above it."""
+    _make_folder(path, mode=_PRIVATE | _group_rights(os.path.dirname(path)))
+
+
+def _make_folder(path: str, *, mode: int) -> None:
+    """Make a folder, and what is missing above it; it appears with the mode that it shall have."""
+    if mode == _PRIVATE:
+        os.makedirs(path, mode=mode, exist_ok=True)
+        return
+    above = os.path.dirname(path)
+    if not os.path.isdir(above):
+        _make_folder(above, mode=mode)
+    beside = f"{path}.{secrets.token_hex(8)}"
+    os.mkdir(beside, _PRIVATE)
+    try:
+        # By a descriptor: somebody may have put a symlink there meanwhile.
+        descriptor = os.open(beside, _FOLDER)
+        try:
+            os.fchmod(descriptor, mode)
+        finally:
+            os.close(descriptor)
+        os.rename(beside, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.rmdir(beside)
+        if not os.path.isdir(path):
+            raise
+
+
+def _write_new(path: str, body: bytes, *, mode: int) -> None:
     """Write a file unless there is one."""
-    with contextlib.suppress(FileExistsError), open(path, "xb") as file:
-        file.write(body)
+    with contextlib.suppress(FileExistsError):
+        descriptor = os.open(path, _MAKE, 0o600)
+        try:
+            if mode != 0o600:  # noqa: PLR2004 -- as it was made
+                os.fchmod(descriptor, mode)
+            os.write(descriptor, body)
+        finally:
+            os.close(descriptor)
 
 
 # That records changed
@@ -120,11 +188,18 @@ def changes(folder: str) -> Stamp | None:
 
 def say_changed(folder: str) -> None:
     """Make `changes` return another value, in every process."""
-    descriptor = os.open(f"{folder}/changes", _APPEND, 0o600)
+    if not os.path.lexists(f"{folder}/changes"):
+        _make_changes(folder)
+    descriptor = os.open(f"{folder}/changes", _APPEND)
     try:
         os.write(descriptor, b".")
     finally:
         os.close(descriptor)
+
+
+def _make_changes(folder: str) -> None:
+    # One byte, so that the disk has room for more even when it is full.
+    _write_new(f"{folder}/changes", b".", mode=0o660 if _group_rights(folder) else 0o600)
 
 
 # Contents
@@ -141,6 +216,47 @@ def content_names(folder: str) -> Iterator[str]:
         if os.path.isdir(f"{folder}/contents/{above}"):
             for last in os.listdir(f"{folder}/contents/{above}"):
                 yield f"contents/{above}/{last}"
+
+
+def content_names_of(folder: str, digest: str) -> list[str]:
+    """Return the names of what may be a file of this content."""
+    above = f"contents/{digest[:2]}"
+    try:
+        names = os.listdir(f"{folder}/{above}")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(f"{above}/{name}" for name in names if name.startswith(digest))
+
+
+def delete_content(folder: str, name: str) -> bool:
+    """Delete a content; tells whether it was there and is gone."""
+    return _in_place(folder, name, lambda last, at: os.unlink(last, dir_fd=at))
+
+
+def rename_content(folder: str, name: str, new_name: str) -> bool:
+    """Give the file of a content another name of the same content, which makes it young."""
+    new = new_name.rpartition("/")[2]
+    return _in_place(
+        folder, name, lambda last, at: os.rename(last, new, src_dir_fd=at, dst_dir_fd=at)
+    )
+
+
+def _in_place(folder: str, name: str, act: Callable[[str, int | None], None]) -> bool:
+    """Do something with a content, in its folder, which is reached without any symlink."""
+    if path_of(folder, name) is None:
+        return False
+    *above, last = name.split("/")
+    with contextlib.ExitStack() as stack:
+        at = os.open(folder, os.O_RDONLY)
+        stack.callback(os.close, at)
+        try:
+            for each in above:
+                at = os.open(each, _FOLDER, dir_fd=at)
+                stack.callback(os.close, at)
+            act(last, at)
+        except OSError:
+            return False
+    return True
 
 
 def path_of(folder: str, name: object, *, digest: str = "") -> str | None:
@@ -175,6 +291,11 @@ def open_content(path: str | None) -> io.FileIO:
     return io.FileIO(descriptor)
 
 
+def close_content(descriptor: int, folder: str) -> None:
+    """Take from a finished file the right to be written."""
+    os.fchmod(descriptor, 0o440 if _group_rights(folder) else 0o400)
+
+
 # Files being filled
 
 
@@ -188,7 +309,10 @@ class Filling(NamedTuple):
 def make_filling(folder: str, digest: str, *, size: int) -> tuple[str, int]:
     """Make a file to be filled, which reserves its room; returns its path and its descriptor."""
     path = f"{folder}/tmp/{digest}-{secrets.token_hex(8)}-{size}"
-    return path, os.open(path, _MAKE, 0o600)
+    descriptor = os.open(path, _MAKE, 0o600)
+    if _group_rights(folder):
+        os.fchmod(descriptor, 0o640)  # so that others see whether its owner lives
+    return path, descriptor
 
 
 def fillings(folder: str) -> Iterator[Filling]:
@@ -218,7 +342,7 @@ def move_in(path: str, descriptor: int, *, to: str) -> io.FileIO:
     """Give a finished file its place, and open it there."""
     above = os.path.dirname(to)
     if not os.path.isdir(above):
-        os.makedirs(above, mode=0o700, exist_ok=True)
+        _make_below(above)
     if os.path.islink(above) or os.path.islink(os.path.dirname(above)):
         raise NotADirectoryError(f"{above} is reached through a symlink")
     os.rename(path, to)
@@ -233,6 +357,53 @@ def move_back(path: str, *, to: str) -> None:
     """Take a file out of its place again, if it got there."""
     with contextlib.suppress(OSError):
         os.rename(path, to)
+
+
+# Records, where there is no table
+
+
+def read_record(folder: str, name: str) -> tuple[str, bool] | None:
+    """Return the text of a record, and whether this user wrote it; None if there is none."""
+    try:
+        descriptor = os.open(f"{folder}/records/{name}", READ)
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            return None
+        return "", False
+    with io.FileIO(descriptor) as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            return "", False
+        text = (file.read(_MOST_IN_RECORD) or b"").decode("ascii", errors="replace")
+        return text, is_own(status)
+
+
+def write_record(folder: str, name: str, text: str) -> None:
+    """Write a record, at once."""
+    path = f"{folder}/records/{name}"
+    beside = f"{path}-{secrets.token_hex(8)}"
+    _write_new(beside, text.encode("ascii"), mode=0o640 if _group_rights(folder) else 0o600)
+    try:
+        os.rename(beside, path)
+    except OSError:
+        os.unlink(beside)
+        raise
+
+
+def bound_records(folder: str, most: int) -> bool:
+    """Drop a quarter of the records, the oldest, if there are more than this."""
+    place = f"{folder}/records"
+    names = list(filter(_RECORD_FILE.fullmatch, os.listdir(place)))
+    if len(names) <= most:
+        return False
+    found = []
+    for name in names:
+        with contextlib.suppress(OSError):
+            found.append((os.lstat(f"{place}/{name}").st_ctime_ns, name))
+    for _, name in sorted(found)[: len(found) - most * 3 // 4]:
+        with contextlib.suppress(OSError):
+            os.unlink(f"{place}/{name}")
+    return True
 
 
 # What turned out wrong

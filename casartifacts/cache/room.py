@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from casartifacts.cache.counters import Counting
+    from casartifacts.cache.database import AnyTable
     from casartifacts.cache.folder import Aside
     from casartifacts.cache.slots import Slot
-    from casartifacts.cache.table import Table
 
 __all__ = ["default_limit", "free", "reserve"]
 
@@ -51,7 +51,7 @@ def default_limit(folder: str) -> int:
 
 
 def reserve(
-    table: Table,
+    table: AnyTable,
     new_slot: Callable[[], Slot],
     *,
     folder: str,
@@ -74,9 +74,12 @@ def reserve(
             )
             if excess > can_go:
                 return None
-            evicted = table.drop_oldest(excess - _drop_aside(put_aside, excess))
+            excess_of_contents = excess - _drop_aside(put_aside, excess)
+            evicted, freed = table.drop_oldest(excess_of_contents)
             with counting as counters:
                 counters.evictions += evicted
+            if freed < excess_of_contents:
+                return None  # another user keeps some from being deleted
             slot = stack.enter_context(contextlib.closing(new_slot()))
         # What was evicted may share its blocks with other files: see what came of it.
         if excess > 0 and unwritten + size > free(folder):
@@ -124,6 +127,6 @@ def _is_left_over(path: str, status: os.stat_result) -> bool:
     if age < _QUIET_SECONDS or not stat.S_ISREG(status.st_mode):
         return False
     is_free = None
-    with contextlib.suppress(OSError), open(path, "r+b") as file:
+    with contextlib.suppress(OSError), open(path, "rb") as file:
         is_free = lock(file.fileno())
     return age > _FORGOTTEN_SECONDS if is_free is None else is_free

@@ -80,6 +80,10 @@ _INDEX = (
     "CREATE INDEX IF NOT EXISTS Contents_by_age ON Cache (store_time) WHERE filename IS NOT NULL"
 )
 _ANY_CONTENT = "SELECT 1 FROM Cache WHERE filename IS NOT NULL LIMIT 1"
+_ANY_WRONG_SIZE = (
+    "SELECT 1 FROM Cache WHERE filename IS NOT NULL"
+    " AND (typeof(size) <> 'integer' OR size NOT BETWEEN 0 AND 1125899906842624) LIMIT 1"
+)
 # Once in a process, in case the sum in the database is wrong.
 _ADD_UP = (
     "UPDATE Settings SET value ="
@@ -160,10 +164,19 @@ class Table(diskcache.Cache):  # type: ignore[misc] # diskcache ships no types
         try:
             super().__init__(folder, timeout=BUSY_SECONDS, disk=_Names, **_SETTINGS)
             self.sql(_INDEX)
+            self._check_sizes()
             self.sql(_ADD_UP)
         except BaseException:
             self.close()
             raise
+
+    def _check_sizes(self) -> None:
+        """Raise if a row lies about its size: with it, room is made in vain or not at all.
+
+        A new table takes them from the files.
+        """
+        if self.sql(_ANY_WRONG_SIZE).fetchone():
+            raise sqlite3.DatabaseError("a content has a size that it cannot have")
 
     def __del__(self) -> None:
         self.close()
@@ -244,34 +257,38 @@ class Table(diskcache.Cache):  # type: ignore[misc] # diskcache ships no types
         # diskcache's triggers keep the sum: adding up 100,000 rows for every content takes 30 ms.
         return int(self.reset("size"))
 
-    def drop_oldest(self, excess: int) -> int:
-        """Delete at least so many bytes of contents, the oldest first; returns how many went."""
-        dropped = 0
-        while excess > 0:
+    def drop_oldest(self, excess: int) -> tuple[int, int]:
+        """Delete so many bytes of contents, the oldest first.
+
+        Returns:
+            How many contents went, and their bytes.
+        """
+        dropped = freed = 0
+        while freed < excess:
             rows = self.sql(
                 "SELECT rowid, filename, size FROM Cache WHERE filename IS NOT NULL"
                 " ORDER BY store_time LIMIT 64"
             ).fetchall()
             for rowid, name, size in rows:
-                if excess <= 0:
+                if freed >= excess:
                     break
                 # The file before its row: a crash between them leaves a row without a file, which
                 # is a miss, and not a file without a row, which nobody would find.
                 self.disk.remove(name)
                 self.sql("DELETE FROM Cache WHERE rowid = ?", (rowid,))
-                excess -= size if isinstance(size, int) else 0
+                freed += size if isinstance(size, int) else 0
                 dropped += 1
             if not rows:
                 break
-        return dropped
+        return dropped, freed
 
-    def sweep(self) -> None:
+    def sweep(self, *, again: bool = False) -> None:
         """Drop, once in a process, the contents without a row; in a transaction of the caller.
 
         A file gets its place and its row in one transaction: whoever is inside of another one and
         finds a file without a row knows that its process was killed.
         """
-        if self.is_swept:
+        if self.is_swept and not again:
             return
         rows = self.sql("SELECT filename FROM Cache WHERE filename IS NOT NULL")
         known = {name for (name,) in rows}
