@@ -117,11 +117,13 @@ class Contents(RuleBasedStateMachine):
     None if it has no file that can be put aside. `aside` has the sizes of what was put aside.
     """
 
+    shared = False
+
     def __init__(self) -> None:
         super().__init__()
         self.place = quick_folder()
         self.folder = Path(self.place.name, "cache")
-        self.cache = ArtifactCache(self.folder, size_limit=LIMIT)
+        self.cache = ArtifactCache(self.folder, size_limit=LIMIT, shared=self.shared)
         self.bodies: dict[str, bytes] = {}
         self.held: dict[str, int] = {}
         self.wrong: dict[str, int | None] = {}
@@ -130,6 +132,10 @@ class Contents(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.cache.close()
         self.place.cleanup()
+
+    def note_wrong(self, digest: str, size: int | None) -> None:
+        """Note that a content was made wrong, and what its file has now."""
+        self.wrong[digest] = size
 
     def pick(self, choice: int) -> str | None:
         """Choose a content that is held and right."""
@@ -193,7 +199,7 @@ class Contents(RuleBasedStateMachine):
         body = bytearray(self.bodies[digest])
         body[where % len(body)] ^= 1
         overwrite(file_of(self.folder, digest), body)
-        self.wrong[digest] = len(body)
+        self.note_wrong(digest, len(body))
 
     @rule(choice=st.integers(0), left=st.integers(0))
     def truncate(self, choice: int, left: int) -> None:
@@ -202,7 +208,7 @@ class Contents(RuleBasedStateMachine):
             return
         left %= self.held[digest]
         overwrite(file_of(self.folder, digest), self.bodies[digest][:left])
-        self.wrong[digest] = left
+        self.note_wrong(digest, left)
 
     @rule(choice=st.integers(0), instead=st.sampled_from(["nothing", "symlink", "folder", "fifo"]))
     def replace(self, choice: int, instead: str) -> None:
@@ -218,7 +224,7 @@ class Contents(RuleBasedStateMachine):
         elif instead == "fifo":
             os.mkfifo(path)
         # What is neither file nor folder counts for nothing and stays until its row goes.
-        self.wrong[digest] = None
+        self.note_wrong(digest, None)
 
     @rule(choice=st.integers(0), is_copied=st.booleans())
     def touch(self, choice: int, is_copied: bool) -> None:
@@ -247,6 +253,30 @@ class Contents(RuleBasedStateMachine):
 
 TestContents = Contents.TestCase
 TestContents.settings = settings(max_examples=60, stateful_step_count=30)
+
+
+class SharedContents(Contents):
+    """The same, where others can write: what counts is the file, not what a row says of it."""
+
+    shared = True
+
+    def note_wrong(self, digest: str, size: int | None) -> None:
+        del self.held[digest]
+        if size is not None:
+            # It was written to just now, which makes it the youngest.
+            self.held[digest] = size
+            self.wrong[digest] = size
+
+    @invariant()
+    def lets_the_clock_go_on(self) -> None:
+        # The clock of a file system stands still for up to 10 ms; of one age any may go first.
+        time.sleep(0.012)
+        assert not self.folder.exists() or self.folder.stat().st_mode & 0o7777 == 0o2770
+        assert not (self.folder / "cache.db").exists()
+
+
+TestSharedContents = SharedContents.TestCase
+TestSharedContents.settings = settings(max_examples=20, stateful_step_count=20)
 
 
 # Room

@@ -106,6 +106,9 @@ _MAKE = os.O_RDWR | os.O_CREAT | os.O_EXCL | _SAFE
 _APPEND = os.O_WRONLY | os.O_APPEND | _SAFE
 _FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _SAFE
 
+# Windows has no descriptors of folders, nor other users who could swap one.
+_HAS_DIR_FD = {os.open, os.rename, os.stat, os.unlink} <= os.supports_dir_fd
+
 _PRIVATE = 0o700
 _SHARED = 0o2770
 
@@ -245,18 +248,25 @@ def _in_place(folder: str, name: str, act: Callable[[str, int | None], None]) ->
     """Do something with a content, in its folder, which is reached without any symlink."""
     if path_of(folder, name) is None:
         return False
-    *above, last = name.split("/")
+    above, _, last = name.rpartition("/")
+    try:
+        with _held(folder, above) as at:
+            act(last, at)
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _held(folder: str, name: str) -> Iterator[int]:
+    """Open a folder of ours below the folder, which no symlink can replace meanwhile."""
     with contextlib.ExitStack() as stack:
         at = os.open(folder, os.O_RDONLY)
         stack.callback(os.close, at)
-        try:
-            for each in above:
-                at = os.open(each, _FOLDER, dir_fd=at)
-                stack.callback(os.close, at)
-            act(last, at)
-        except OSError:
-            return False
-    return True
+        for each in name.split("/"):
+            at = os.open(each, _FOLDER, dir_fd=at)
+            stack.callback(os.close, at)
+        yield at
 
 
 def path_of(folder: str, name: object, *, digest: str = "") -> str | None:
@@ -370,10 +380,11 @@ def read_record(folder: str, name: str) -> tuple[str, bool] | None:
         if error.errno == errno.ENOENT:
             return None
         return "", False
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        return "", False
     with io.FileIO(descriptor) as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            return "", False
         text = (file.read(_MOST_IN_RECORD) or b"").decode("ascii", errors="replace")
         return text, is_own(status)
 
@@ -423,7 +434,15 @@ def aside(folder: str) -> list[Aside]:
 
 def put_aside(folder: str, path: str) -> None:
     """Move a content to where it can be inspected; what is no file is deleted."""
-    if stat.S_ISREG(os.lstat(path).st_mode):
+    if _HAS_DIR_FD:
+        above, _, last = path[len(folder) + 1 :].rpartition("/")
+        with _held(folder, above) as at, _held(folder, "damaged") as to:
+            if stat.S_ISREG(os.stat(last, dir_fd=at, follow_symlinks=False).st_mode):
+                os.rename(last, last, src_dir_fd=at, dst_dir_fd=to)
+            else:
+                os.unlink(last, dir_fd=at)
+        _bound_aside(folder)
+    elif stat.S_ISREG(os.lstat(path).st_mode):
         _put_aside(folder, path, os.path.basename(path))
     else:
         os.unlink(path)
@@ -440,6 +459,10 @@ def put_table_aside(folder: str) -> None:
 def _put_aside(folder: str, path: str, name: str) -> None:
     """Move what lies here, and drop the oldest of its kind there."""
     os.rename(path, f"{folder}/damaged/{name}")
+    _bound_aside(folder)
+
+
+def _bound_aside(folder: str) -> None:
     for pattern in (_DAMAGED_CONTENT, _DAMAGED_TABLE):
         for entry in _aside(folder, pattern)[:-_MOST_DAMAGED]:
             os.unlink(entry.path)
