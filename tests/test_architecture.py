@@ -40,9 +40,9 @@ FLOORS = [
     # The rooms of the cache.
     {"cache.room"},
     {"cache.database", "cache.slots"},
-    {"cache.listing"},
+    {"cache.listing", "cache.rights"},
     {"cache.table"},
-    {"cache.folder", "cache.rights"},
+    {"cache.folder"},
     {"cache.counters", "cache.mounts", "cache.trust"},
     {"cache.failures"},
     {

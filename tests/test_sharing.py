@@ -357,6 +357,14 @@ def close_it(path: Path, _outside: Path) -> None:
     path.chmod(0)
 
 
+def close_its_folder(path: Path, _outside: Path) -> None:
+    path.parent.rename(path.parent.with_name(f"{path.parent.name} before"))
+    path.parent.mkdir()
+    path.write_bytes(b"junk")
+    path.chmod(0o664)
+    path.parent.chmod(0o755)
+
+
 def be_another_content(path: Path, _outside: Path) -> None:
     other = next(each for each in path.parents[1].glob("*/*") if each != path)
     other.replace(path)
@@ -376,7 +384,7 @@ def leave_junk_beside(path: Path, _outside: Path) -> None:
 
 ACTS = [
     *(flip, truncate, grow, link_outside, hard_link, be_a_fifo, be_a_folder, close_it),
-    *(be_another_content, lead_the_folder_outside, leave_junk_beside),
+    *(close_its_folder, be_another_content, lead_the_folder_outside, leave_junk_beside),
 ]
 
 

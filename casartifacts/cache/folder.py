@@ -58,6 +58,7 @@ __all__ = [
     "lock",
     "make",
     "make_filling",
+    "may_use",
     "move_back",
     "move_in",
     "new_content_name",
@@ -115,6 +116,7 @@ _SHARED = 0o2770
 
 def make(folder: str, *, shared: bool = False) -> None:
     """Make what is missing of the folder, for this user alone or for all of a group."""
+    shared = shared and hasattr(os, "geteuid")
     if not os.path.isdir(folder):
         _make_folder(folder, mode=_SHARED if shared else _PRIVATE)
     elif shared and not os.listdir(folder) and os.stat(folder).st_uid == os.geteuid():
@@ -132,6 +134,8 @@ def make(folder: str, *, shared: bool = False) -> None:
 
 def _group_rights(folder: str) -> int:
     """Return the bits of a folder's mode that say what its group can do, 0 if not write."""
+    if not hasattr(os, "geteuid"):
+        return 0
     mode = os.stat(folder).st_mode
     return mode & (stat.S_ISGID | stat.S_IRWXG) if mode & stat.S_IWGRP else 0
 
@@ -216,18 +220,21 @@ def new_content_name(digest: str) -> str:
 def content_names(folder: str) -> Iterator[str]:
     """Yield the names of what lies among the contents."""
     for above in os.listdir(f"{folder}/contents"):
-        if os.path.isdir(f"{folder}/contents/{above}"):
-            for last in os.listdir(f"{folder}/contents/{above}"):
-                yield f"contents/{above}/{last}"
+        place = f"{folder}/contents/{above}"
+        names = []
+        if os.path.isdir(place):
+            with contextlib.suppress(PermissionError):  # another user's, who closed it
+                names = os.listdir(place)
+        for last in names:
+            yield f"contents/{above}/{last}"
 
 
 def content_names_of(folder: str, digest: str) -> list[str]:
-    """Return the names of what may be a file of this content."""
+    """Return the names of what may be a file of this content, and can be put aside."""
     above = f"contents/{digest[:2]}"
-    try:
-        names = os.listdir(f"{folder}/{above}")
-    except (FileNotFoundError, NotADirectoryError):
+    if not may_use(f"{folder}/{above}"):
         return []
+    names = os.listdir(f"{folder}/{above}")
     return sorted(f"{above}/{name}" for name in names if name.startswith(digest))
 
 
@@ -299,6 +306,12 @@ def open_content(path: str | None) -> io.FileIO:
         os.close(descriptor)
         raise WrongError("something that is no file lies in its place")
     return io.FileIO(descriptor)
+
+
+def may_use(folder: str | os.PathLike[str]) -> bool:
+    """Tell whether this user may read, write and enter a folder."""
+    effective = os.access in os.supports_effective_ids
+    return os.access(folder, os.R_OK | os.W_OK | os.X_OK, effective_ids=effective)
 
 
 def close_content(descriptor: int, folder: str) -> None:

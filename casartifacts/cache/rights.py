@@ -13,6 +13,7 @@ import tempfile
 from typing import NamedTuple
 
 from casartifacts.cache.failures import CacheUnavailable
+from casartifacts.cache.folder import may_use
 from casartifacts.cache.mounts import mount_of
 
 try:
@@ -21,7 +22,7 @@ try:
 except ImportError:  # Windows
     grp = pwd = None  # type: ignore[assignment]
 
-__all__ = ["Refusal", "check", "elsewhere", "group_of", "may_use", "refusal"]
+__all__ = ["Refusal", "check", "elsewhere", "group_of", "refusal"]
 
 # As many symlinks as Linux follows in one path.
 _MOST_LINKS = 40
@@ -109,12 +110,6 @@ def _planted_link(path: str) -> str:
         here = os.sep if os.path.isabs(target) else above
         rest[:0] = target.split(os.sep)
     return ""
-
-
-def may_use(folder: str | os.PathLike[str]) -> bool:
-    """Tell whether this user may read, write and enter a folder."""
-    effective = os.access in os.supports_effective_ids
-    return os.access(folder, os.R_OK | os.W_OK | os.X_OK, effective_ids=effective)
 
 
 def elsewhere() -> str:

@@ -9,13 +9,14 @@ Rule 3: nothing is deleted in vain.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shutil
 import stat
 import time
 from typing import TYPE_CHECKING
 
-from casartifacts.cache.folder import aside, fillings, lock
+from casartifacts.cache.folder import READ, aside, fillings, lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -127,6 +128,6 @@ def _is_left_over(path: str, status: os.stat_result) -> bool:
     if age < _QUIET_SECONDS or not stat.S_ISREG(status.st_mode):
         return False
     is_free = None
-    with contextlib.suppress(OSError), open(path, "rb") as file:
+    with contextlib.suppress(OSError), io.FileIO(os.open(path, READ)) as file:
         is_free = lock(file.fileno())
     return age > _FORGOTTEN_SECONDS if is_free is None else is_free

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from casartifacts import chunking
 from casartifacts.cache import ArtifactCache, rights, room, trust
 from casartifacts.cache.database import trouble_with
+from casartifacts.cache.folder import may_use
 from casartifacts.digest import digest_of
 from casartifacts.doctor.disks import LITTLE_ROOM, kind_of, nearest
 from casartifacts.doctor.findings import Finding, amount, told, within
@@ -132,7 +133,7 @@ def _cache_folder(cache: ArtifactCache) -> Iterator[Finding]:
     if not place.is_dir():
         yield Finding("cache", "wrong", f"{place} is no folder", rights.elsewhere())
         return
-    if not rights.may_use(place):
+    if not may_use(place):
         found = f"{folder}{kind_of(folder)}: this user may not write to {place}"
         yield Finding("cache", "wrong", found, rights.elsewhere())
         return
