@@ -2,7 +2,7 @@
 
 SQLite must not be used there. A file `cache.db-journal` that somebody planted makes it delete the
 file that the journal names, wherever that lies; it writes its log through a symlink; and whoever
-cuts `cache.db-shm` short kills all that have it mapped (tests/test_sharing.py shows the first and
+cuts `cache.db-shm` short kills all that have it mapped (tests/test_users.py shows the first and
 the last). So there is no table, and with it none of the rows that another user could have forged: a
 content is there if a file with its name is, its size is that of the file, and its age its ctime,
 which nobody sets.
