@@ -52,6 +52,10 @@ class Source:
         """Return what changes when the bytes do, as far as that can be told without reading."""
         return ()
 
+    def known_size(self) -> int | None:
+        """Return how many bytes there seem to be; None where only reading them tells."""
+        return None
+
     def size(self) -> int:
         """Return how many bytes there are; they are read to count them, where nobody knows."""
         counted = 0
@@ -82,8 +86,11 @@ class _FileSource(Source):
         status = os.fstat(self._body.fileno())
         return status.st_size, status.st_mtime_ns
 
-    def size(self) -> int:
+    def known_size(self) -> int:
         return max(0, os.fstat(self._body.fileno()).st_size - self._base)
+
+    def size(self) -> int:
+        return self.known_size()
 
 
 class _SpooledSource(Source):

@@ -26,6 +26,7 @@ __all__ = [
     "give_name",
     "is_same_file",
     "publishing",
+    "read_at",
     "write",
 ]
 
@@ -75,6 +76,12 @@ class Target:
                 self._file.seek(offset)
                 return self._file.readinto(buffer)
         return os.preadv(self._file.fileno(), [buffer], offset)
+
+
+def read_at(file: BinaryIO, buffer: memoryview, offset: int) -> int:
+    """Fill a buffer from an offset of an open file; returns how many bytes there were."""
+    file.seek(offset)
+    return fill(file, buffer)
 
 
 def fill(reader: BinaryIO, buffer: memoryview) -> int:

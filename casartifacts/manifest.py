@@ -95,8 +95,8 @@ class Manifest:
         return body + Hasher(body).digest()
 
     @classmethod
-    def decode(cls, body: bytes, *, digest: str, size: int) -> Manifest:
-        """Read the manifest of the content with this digest and size.
+    def decode(cls, body: bytes, *, digest: str, size: int | None = None) -> Manifest:
+        """Read the manifest of the content with this digest and, if it is known, this size.
 
         Raises:
             CorruptArtifact: It is damaged, or belongs to another content.
@@ -123,7 +123,7 @@ class Manifest:
                 f"{where} is whole but not understood ({error!r}). "
                 "A newer casartifacts wrote it: upgrade."
             ) from error
-        if (found.digest, found.size) != (digest, size):
+        if found.digest != digest or size not in {None, found.size}:
             raise CorruptArtifact(
                 f"{where} ({size} bytes) belongs to content {found.digest} ({found.size} bytes)"
             )

@@ -34,6 +34,7 @@ __all__ = [
     "check_name",
     "check_prefix",
     "digest_in",
+    "hint",
     "is_written_once",
     "manifest",
     "new_artifact_id",
@@ -175,6 +176,12 @@ def blob(digest: str) -> str:
 def manifest(digest: str) -> str:
     """Return where the manifest of the content with this digest lies."""
     return f"manifests/{digest[:2]}/{digest}"
+
+
+def hint(chunk_digest: bytes) -> str:
+    """Return where a content is named that has the chunk with this digest (32 bytes)."""
+    name = chunk_digest.hex()
+    return f"hints/{name[:2]}/{name}"
 
 
 def probes() -> str:

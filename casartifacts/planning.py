@@ -1,48 +1,57 @@
-"""Reading a source for the second time: its chunks, and the blobs that it is stored as.
+"""Reading a source once more for what is to be stored of it: its new blobs, one after another.
 
-One pass over the file, in which three threads share the work: one cuts and hashes the chunks, one
-hashes the whole, one hashes the blobs and, where the place is near, writes them at once. Elsewhere
-they are handed out while the pass goes on, so that they are sent beside it.
+Three threads share the work: one reads and compares the chunks, one hashes the blobs, and, where
+the place is near, one writes them. Elsewhere they are handed out while the pass goes on, so that
+they are sent beside it.
 
-Rule 1: the digest of the first pass is the truth. A file that gives another one now is refused,
-and no manifest is made.
+Rule 1: the chunks of the first reading are the truth. A source that has others now is refused, and
+no manifest is made.
 Rule 2: a blob ends where a chunk ends, so that no chunk lies in two blobs.
 Rule 3: what is hashed is what is written: the same bytes in the same buffer.
 """
 
 from __future__ import annotations
 
-from array import array
-from dataclasses import dataclass
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Protocol
 
-from casartifacts.chunking import Cutter
 from casartifacts.digest import Hasher
 from casartifacts.errors import ContentChanged
-from casartifacts.manifest import BLOB_LIMIT, ChunkTable, Manifest, Segment
+from casartifacts.manifest import BLOB_LIMIT
+from casartifacts.matching import BOUNDS, Layout, Stretch, lay_out
 from casartifacts.parallel import Beside
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from casartifacts.bodies import Source
-    from casartifacts.chunking import ChunkerParameters
+    from casartifacts.manifest import ChunkTable, Manifest
 
-__all__ = ["NewBlob", "Plan", "Sink"]
+__all__ = ["NewBlob", "Plan", "Sink", "plan"]
 
-# 4 MiB, or two of the longest chunks: large enough that the work on it hides the cost of handing it
-# to a thread.
+# 4 MiB, or the longest chunk: large enough that the work on it hides the cost of handing it to a
+# thread.
 _WINDOW_SIZE = 4 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class NewBlob:
-    """A range of the content, in bytes, that is stored as a blob with this digest."""
+    """Stretches of the content that are stored as a blob with this digest."""
 
-    start: int
+    stretches: tuple[Stretch, ...]
     length: int
     digest: str
+
+    def read_at(self, source: Callable[[int, int], bytes], offset: int, length: int) -> bytes:
+        """Return bytes from an offset in the blob, by reading them where they are in the source."""
+        for stretch in self.stretches:
+            if offset < stretch.length:
+                return source(stretch.offset + offset, min(length, stretch.length - offset))
+            offset -= stretch.length
+        return b""
 
 
 class Sink(Protocol):
@@ -57,147 +66,89 @@ class Sink(Protocol):
         ...
 
 
-class Plan:
-    """How a content is stored that nothing is known of.
+def plan(chunks: ChunkTable, bases: Sequence[Manifest]) -> Layout:
+    """Lay out a content: what is taken from blobs that others are made of, and what is new."""
+    return lay_out(chunks, bases=bases, bounds=replace(BOUNDS, blob_limit=BLOB_LIMIT))
 
-    Iterate over it for its blobs; after the last one, `manifest()` tells how they make the content.
+
+class Plan:
+    """The new blobs of a content; iterate over it for them.
 
     Args:
-        source, digest, size: The content.
-        chunker: How it is cut.
+        source: The content.
+        chunks: Its chunks, as they were read.
+        layout: How it is put together.
         sink: Takes the blobs in the same pass; None if they are sent by whoever iterates.
     """
 
     def __init__(
-        self,
-        source: Source,
-        *,
-        digest: str,
-        size: int,
-        chunker: ChunkerParameters,
-        sink: Sink | None = None,
+        self, source: Source, *, chunks: ChunkTable, layout: Layout, sink: Sink | None = None
     ) -> None:
         self._source = source
         self._sink = sink
-        self._digest = digest
-        self._size = size
-        self._chunker = chunker
-        self._lengths: array[int] = array("I")
-        self._digests = bytearray()
-        self._blobs: list[NewBlob] = []
-
-    def manifest(self) -> Manifest:
-        """Return the manifest; the plan has been iterated over to its end."""
-        return Manifest(
-            digest=self._digest,
-            size=self._size,
-            blobs=tuple((blob.digest, blob.length) for blob in self._blobs),
-            segments=tuple(
-                Segment(index, 0, blob.length) for index, blob in enumerate(self._blobs)
-            ),
-            chunks=ChunkTable(self._lengths, bytes(self._digests)),
-            chunker=self._chunker,
-        )
+        self._chunks = chunks
+        self._layout = layout
+        # Where each chunk begins, and where the last one ends.
+        self._offsets = [0, *accumulate(chunks.lengths)]
 
     def __iter__(self) -> Iterator[NewBlob]:
-        """Read the source and yield its blobs in order.
+        """Read what is new and yield its blobs in order.
 
         Raises:
-            ContentChanged: The source is not what it was in the first pass.
+            ContentChanged: The source is not what it was in the first reading.
         """
-        content = Hasher()
-        blobs = _Packer(self._sink)
         hashing: Beside[object] = Beside()
-        packing: Beside[list[NewBlob]] = Beside()
-        with hashing, packing:
-            for window, lengths in self._windows():
-                hashing.begin(partial(content.update, window))
-                yield from self._note(packing.begin(partial(blobs.add, window, lengths)))
-                at = 0
-                for length in lengths:
-                    self._digests += Hasher(window[at : at + length]).digest()
-                    at += length
-                self._lengths.extend(lengths)
-            hashing.end()
-            yield from self._note(packing.end())
-            yield from self._note(blobs.finish())
-        if content.hexdigest() != self._digest:
-            raise _changed(self._digest, f"digest {content.hexdigest()}")
+        writing: Beside[object] = Beside()
+        size = max(_WINDOW_SIZE, *self._chunks.lengths)
+        # Two in turn: while one is hashed and written, the other is filled.
+        buffers = [memoryview(bytearray(size)) for _ in range(2)] if self._layout.fresh else []
+        with hashing, writing:
+            for stretches in self._layout.fresh:
+                hasher = Hasher()
+                for first, last in self._windows(stretches, size):
+                    buffers.reverse()
+                    window = self._read(buffers[0], first, last)
+                    hashing.begin(partial(hasher.update, window))
+                    if self._sink is not None:
+                        writing.begin(partial(self._sink.write, window))
+                hashing.end()
+                writing.end()
+                length = sum(stretch.length for stretch in stretches)
+                blob = NewBlob(stretches, length, hasher.hexdigest())
+                if self._sink is not None:
+                    self._sink.end(blob)
+                yield blob
 
-    def _note(self, blobs: list[NewBlob] | None) -> list[NewBlob]:
-        blobs = blobs or []
-        self._blobs += blobs
-        return blobs
+    def _windows(self, stretches: Sequence[Stretch], size: int) -> Iterator[tuple[int, int]]:
+        """Yield ranges of chunks, each of at most so many bytes."""
+        for stretch in stretches:
+            first = bisect_left(self._offsets, stretch.offset)
+            end = bisect_left(self._offsets, stretch.offset + stretch.length)
+            while first < end:
+                last = bisect_right(self._offsets, self._offsets[first] + size) - 1
+                last = min(max(last, first + 1), end)
+                yield first, last
+                first = last
 
-    def _windows(self) -> Iterator[tuple[memoryview, list[int]]]:
-        """Yield stretches of the content with the lengths of the chunks in each."""
-        cutter = Cutter(self._chunker)
-        window_size = max(_WINDOW_SIZE, 2 * self._chunker.maximum)
-        # Two buffers in turn: while one is worked on, the other is filled.
-        buffers = [memoryview(bytearray(window_size)) for _ in range(2)]
-        rest = memoryview(b"")
-        offset = 0
-        while offset < self._size:
-            buffers.reverse()
-            window = buffers[0]
-            window[: len(rest)] = rest
-            filled = len(rest)
-            wanted = min(window_size, self._size - offset)
-            while filled < wanted:
-                count = self._source.read_into(window[filled:wanted], offset + filled)
-                if not count:
-                    raise _changed(self._digest, f"an end after {offset + filled} bytes")
-                filled += count
-            window = window[:filled]
-            lengths = cutter.cut(window, is_last=offset + filled == self._size)
-            done = sum(lengths)
-            yield window[:done], lengths
-            rest = window[done:]
-            offset += done
-
-
-class _Packer:
-    """Packs chunks into blobs; called by one thread at a time."""
-
-    def __init__(self, sink: Sink | None) -> None:
-        self._sink = sink
-        self._hasher = Hasher()
-        self._start = 0
-        self._length = 0
-
-    def add(self, window: memoryview, lengths: list[int]) -> list[NewBlob]:
-        """Take the next chunks; return the blobs that are full."""
-        full = []
-        begin = at = 0
-        for length in lengths:
-            if self._length + (at - begin) + length > BLOB_LIMIT:
-                self._take(window[begin:at])
-                full += self.finish()
-                begin = at
-            at += length
-        self._take(window[begin:at])
-        return full
-
-    def _take(self, piece: memoryview) -> None:
-        self._hasher.update(piece)
-        self._length += len(piece)
-        if self._sink is not None:
-            self._sink.write(piece)
-
-    def finish(self) -> list[NewBlob]:
-        """End the blob, if there is one."""
-        if not self._length:
-            return []
-        blob = NewBlob(self._start, self._length, self._hasher.hexdigest())
-        if self._sink is not None:
-            self._sink.end(blob)
-        self._start += self._length
-        self._length, self._hasher = 0, Hasher()
-        return [blob]
+    def _read(self, buffer: memoryview, first: int, last: int) -> memoryview:
+        """Read some chunks, which are those of the first reading."""
+        offset = self._offsets[first]
+        window = buffer[: self._offsets[last] - offset]
+        filled = 0
+        while filled < len(window):
+            count = self._source.read_into(window[filled:], offset + filled)
+            if not count:
+                raise _changed(f"an end after {offset + filled} bytes")
+            filled += count
+        for chunk in range(first, last):
+            begin, end = (at - offset for at in self._offsets[chunk : chunk + 2])
+            if Hasher(window[begin:end]).digest() != self._chunks[chunk][1]:
+                raise _changed(f"other bytes at {offset + begin} to {offset + end}")
+        return window
 
 
-def _changed(digest: str, found: str) -> ContentChanged:
+def _changed(found: str) -> ContentChanged:
     return ContentChanged(
-        f"The content changed while it was being uploaded: its first reading gave digest {digest}, "
-        f"the second {found}. Nothing was published; upload it again when nobody writes to it."
+        f"The content changed while it was being uploaded: the second reading gave {found}, "
+        "unlike the first. Nothing was published; upload it again when nobody writes to it."
     )

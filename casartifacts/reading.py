@@ -23,14 +23,16 @@ from casartifacts import errors, files, names
 from casartifacts.digest import BUFFER_SIZE, Hasher, digest_of
 from casartifacts.errors import CorruptArtifact
 from casartifacts.manifest import Manifest
+from casartifacts.matching import Found, found
 from casartifacts.parallel import WORKERS, in_order
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
+    from casartifacts.manifest import ChunkTable
     from casartifacts.protocols import Backend
 
-__all__ = ["PieceReader", "Target", "bring", "content", "record"]
+__all__ = ["Near", "PieceReader", "Target", "bring", "content", "record"]
 
 _T = TypeVar("_T")
 
@@ -54,12 +56,16 @@ _LARGEST_RECORD = 2**30
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A stretch of a content: its first chunk, how many, where it begins, and its length."""
+    """A stretch of a content: its first chunk, how many, where it begins, and its length.
+
+    `is_here` says that the target has it already.
+    """
 
     chunk: int
     count: int
     offset: int
     length: int
+    is_here: bool = False
 
 
 def record(backend: Backend, name: str, *, most: int = _LARGEST_RECORD) -> bytes:
@@ -112,6 +118,27 @@ class Target(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Near:
+    """Bytes near by that a content has too, as far as anybody knows.
+
+    Attributes:
+        read_at: Reads into a buffer from an offset there; returns how many bytes there were.
+        chunks: The chunks of the content that lies there; None if it is the same one, in part.
+        extents: Which part, as begin and end in bytes.
+    """
+
+    read_at: Callable[[memoryview, int], int]
+    chunks: ChunkTable | None = None
+    extents: Sequence[tuple[int, int]] = ()
+
+    def runs(self, chunks: ChunkTable) -> Sequence[Found]:
+        """Return where stretches of a content with these chunks lie."""
+        if self.chunks is None:
+            return [Found(begin, end - begin, 0, begin) for begin, end in self.extents]
+        return found(chunks, [self.chunks])
+
+
 def bring(
     backend: Backend,
     target: Target,
@@ -120,13 +147,15 @@ def bring(
     size: int,
     is_small: bool,
     report: Callable[[int], object],
-) -> None:
-    """Write the bytes of a content to a file, in any order.
+    near: Iterable[Near] = (),
+) -> Manifest | None:
+    """Write the bytes of a content to a file, in any order; returns its manifest if it has one.
 
     They are verified when this returns, so nothing of them is published before: one digest instead
     of two. What reads wrong is brought once more, chunk by chunk, which says where it is wrong.
 
-    `report` is called with how many bytes are there.
+    Chunks that are found `near` are taken from there, each after it was verified. `report` is
+    called with how many bytes are there.
 
     Raises:
         CorruptArtifact: They read wrong twice, or are not there.
@@ -134,41 +163,75 @@ def bring(
     if is_small:
         target.write_at(memoryview(_small_content(backend, digest, size)), 0)
         report(size)
-        return
+        return None
     manifest = _manifest(backend, digest, size)
     hasher = Hasher()
     done = 0
+    has = bytearray(len(manifest.chunks))
+    for each in near:
+        _take(manifest, target, each, has)
     brought = _streamed if backend.remote else _copied
-    with suppress(CorruptArtifact), closing(brought(backend, manifest, target)) as pieces:
+    with suppress(CorruptArtifact), closing(brought(backend, manifest, target, has)) as pieces:
         for piece in pieces:
             hasher.update(piece)
             done += len(piece)
             report(done)
     if hasher.hexdigest() == digest:
-        return
+        return manifest
     done = 0
     for piece in content(backend, digest=digest, size=size, is_small=False):
         target.write_at(piece, done)
         done += len(piece)
         report(done)
+    return manifest
 
 
-def _copied(backend: Backend, manifest: Manifest, target: Target) -> Generator[memoryview]:
+def _take(manifest: Manifest, target: Target, near: Near, has: bytearray) -> None:
+    """Copy the chunks that are near by and right, and note which."""
+    runs = iter(near.runs(manifest.chunks))
+    run = next(runs, None)
+    buffer = memoryview(bytearray(max(manifest.chunks.lengths)))
+    offset = 0
+    for chunk, length in enumerate(manifest.chunks.lengths):
+        while run is not None and run.offset + run.length < offset + length:
+            run = next(runs, None)
+        if run is None:
+            return
+        if not has[chunk] and run.offset <= offset:
+            piece = buffer[:length]
+            if near.read_at(piece, run.there + offset - run.offset) == length and (
+                Hasher(piece).digest() == manifest.chunks[chunk][1]
+            ):
+                target.write_at(piece, offset)
+                has[chunk] = True
+        offset += length
+
+
+def _copied(
+    backend: Backend, manifest: Manifest, target: Target, has: bytearray
+) -> Generator[memoryview]:
     """Read, write and yield the bytes from the same few buffers."""
-    pieces = _Pieces(backend, manifest)
+    pieces = _Pieces(backend, manifest, has=has)
 
     def copy(piece: _Piece, buffer: memoryview) -> None:
-        pieces.read(piece, buffer)
-        target.write_at(buffer, piece.offset)
+        if piece.is_here:
+            target.read_at(buffer, piece.offset)
+        else:
+            pieces.read(piece, buffer)
+            target.write_at(buffer, piece.offset)
 
     yield from pieces.fetched(copy)
 
 
-def _streamed(backend: Backend, manifest: Manifest, target: Target) -> Generator[memoryview]:
+def _streamed(
+    backend: Backend, manifest: Manifest, target: Target, has: bytearray
+) -> Generator[memoryview]:
     """Let large pieces stream to the file side by side; yield the bytes as they lie in it."""
-    pieces = _Pieces(backend, manifest, least=_STREAM_SIZE)
+    pieces = _Pieces(backend, manifest, has=has, least=_STREAM_SIZE)
 
     def stream(piece: _Piece) -> _Piece:
+        if piece.is_here:
+            return piece
         buffer = memoryview(bytearray(BUFFER_SIZE))
         for part in pieces.parts(piece):
             with part.open() as reader:
@@ -267,9 +330,17 @@ class _Part:
 class _Pieces:
     """The pieces of a content, and how one of them is read."""
 
-    def __init__(self, backend: Backend, manifest: Manifest, *, least: int | None = None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        manifest: Manifest,
+        *,
+        has: bytearray | None = None,
+        least: int | None = None,
+    ) -> None:
         self._backend = backend
         self._manifest = manifest
+        self._has = has or bytes(len(manifest.chunks))
         self._least = least or (_REMOTE_PIECE_SIZE if backend.remote else _PIECE_SIZE)
         self._ahead = WORKERS if backend.remote else _AHEAD
         # Where in the content each segment begins.
@@ -278,13 +349,14 @@ class _Pieces:
     def __iter__(self) -> Iterator[_Piece]:
         first = offset = length = 0
         ends = set(self._starts)
+        has = self._has
         for chunk, chunk_length in enumerate(self._manifest.chunks.lengths):
             length += chunk_length
-            if length >= self._least or offset + length in ends:
-                yield _Piece(first, chunk + 1 - first, offset, length)
-                first, offset, length = chunk + 1, offset + length, 0
-        if length:
-            yield _Piece(first, len(self._manifest.chunks) - first, offset, length)
+            end = offset + length
+            is_last = chunk + 1 == len(has) or has[chunk + 1] != has[chunk]
+            if length >= self._least or is_last or end in ends:
+                yield _Piece(first, chunk + 1 - first, offset, length, bool(has[chunk]))
+                first, offset, length = chunk + 1, end, 0
 
     def fetched(self, act: Callable[[_Piece, memoryview], None]) -> Generator[memoryview]:
         """Let `act` fill a buffer for each piece, some ahead; yield the buffers in order.

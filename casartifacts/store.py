@@ -16,26 +16,29 @@ import io
 import sys
 from datetime import UTC, datetime
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, BinaryIO, Self, TypedDict, cast
 
-from casartifacts import errors, files, names, reading
+from casartifacts import errors, files, names, reading, scanning
 from casartifacts.bodies import Outgoing, take
-from casartifacts.cache import CacheUnavailable
-from casartifacts.digest import BUFFER_SIZE, Hasher
+from casartifacts.digest import BUFFER_SIZE, digest_of, is_digest
 from casartifacts.errors import CasartifactsError, ContentChanged, CorruptArtifact, StoreMismatch
 from casartifacts.knowledge import Knowledge
 from casartifacts.manifest import smallest_size
-from casartifacts.parallel import Beside, in_order
-from casartifacts.planning import NewBlob, Plan
+from casartifacts.matching import Stretch
+from casartifacts.parallel import in_order
+from casartifacts.planning import NewBlob, Plan, plan
 from casartifacts.protocols import Drafting
 from casartifacts.records import Ref, StoreRecord
+from casartifacts.sharing import Sharing
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from casartifacts.bodies import Source
-    from casartifacts.cache import ArtifactCache
+    from casartifacts.cache import ArtifactCache, Slot
+    from casartifacts.manifest import ChunkTable, Manifest
     from casartifacts.protocols import Backend, Draft
 
     Progress = Callable[[int, int], None]
@@ -50,9 +53,8 @@ _LARGEST_REF = 2**20
 _REMOVED = "removed"
 _HEARSAY = ""
 
-# Most small contents end in the first piece that is read, and making room for a MiB costs more than
-# all the rest of their upload.
-_FIRST_SIZE = 2**16
+# How many contents near by are looked through for bytes of one that is fetched.
+_MOST_NEAR = 2
 
 # How often a record is sent again because an hour passed while it was sent. Each takes an hour or
 # a clock that jumps: more than a few mean that something is broken.
@@ -77,6 +79,14 @@ class ContentStore:
         # Contents that read wrong here: the next upload of one writes it anew.
         self._doubted: set[str] = set()
         self._record: tuple[bytes, StoreRecord] | None = None
+        # Whether the store was made here, so that there is nothing yet that could be stored twice.
+        self._is_new = False
+        self._sharing = Sharing(
+            backend,
+            knowledge=self._knowledge,
+            is_live=lambda blob: self._is_live(names.blob(blob[0]), _exactly(blob[1])),
+            doubted=self._doubted,
+        )
 
     def __repr__(self) -> str:
         cache = "" if self.cache is None else f", cache={self.cache!r}"
@@ -104,6 +114,7 @@ class ContentStore:
         mimetype: str | None = None,
         encoding: str | None = None,
         origin: Mapping[str, str] | None = None,
+        relatives: Iterable[str] = (),
         progress: Progress | None = None,
     ) -> str:
         """Store a content and the ref that leads to it.
@@ -115,6 +126,8 @@ class ContentStore:
             mimetype: A MIME type.
             encoding: A content encoding such as gzip.
             origin: Where the upload comes from, such as the name of a study.
+            relatives: Digests of contents that this one may share much with, the likeliest first;
+                iterated over only if this process has stored none that it does.
             progress: Called with the bytes that are stored and the bytes in all.
 
         Returns:
@@ -131,8 +144,15 @@ class ContentStore:
         record = self._record_for_writing()
         source = take(body)
         try:
-            upload = _Upload(source, record, progress)
+            upload = _Upload(
+                source,
+                record,
+                progress,
+                is_new=lambda size: self._is_new or self._sharing.is_likely_new(source, size),
+            )
             upload.anew = upload.digest in self._doubted
+            upload.filename = filename
+            upload.relatives = relatives
             if artifact_id is None:
                 artifact_id = names.new_artifact_id(upload.digest)
             elif names.digest_in(artifact_id) not in {None, upload.digest}:
@@ -156,10 +176,15 @@ class ContentStore:
                     f"{_LARGEST_REF} are allowed: give a shorter filename, mimetype or origin"
                 )
             name = names.ref(artifact_id)
-            self._send(
-                lambda: (encoded, [self._keep(upload)]),
-                lambda body: self._write(name, body),
-            )
+            with contextlib.ExitStack() as beside:
+
+                def keep() -> tuple[bytes, list[str]]:
+                    kept = self._keep(upload)
+                    if upload.manifest is not None:
+                        self._sharing.tell(upload.manifest, filename=filename, beside=beside)
+                    return encoded, [kept]
+
+                self._send(keep, lambda body: self._write(name, body))
             source.finish(upload.size)
         finally:
             source.close()
@@ -325,7 +350,7 @@ class ContentStore:
         if upload.small is not None:
             name = names.blob(upload.digest)
             if upload.anew or not self._is_live(name, _exactly(upload.size)):
-                blob = NewBlob(0, upload.size, upload.digest)
+                blob = NewBlob((Stretch(0, upload.size),), upload.size, upload.digest)
                 self._send_blob(blob, upload.read_small, anew=upload.anew)
         else:
             name = names.manifest(upload.digest)
@@ -339,37 +364,41 @@ class ContentStore:
         return name
 
     def _keep_blobs(self, upload: _Upload) -> tuple[bytes, list[str]]:
-        """Store a content as blobs; return its manifest and what that names."""
+        """Store what is new of a content as blobs; return its manifest and what that names."""
         backend = self.backend
+        chunks = upload.chunks()
+        layout = (
+            plan(chunks, [])
+            if upload.anew
+            else self._sharing.lay_out(chunks, filename=upload.filename, relatives=upload.relatives)
+        )
+        kept = [names.blob(digest) for digest, _ in layout.leaned]
+        fresh: list[str] = []
+        done = upload.size - layout.fresh_size
         with contextlib.ExitStack() as ending:
             sink = None
             if isinstance(backend, Drafting):
                 publish = partial(self._publish_draft, anew=upload.anew)
                 sink = ending.enter_context(_Drafts(backend, publish))
-            plan = Plan(
-                upload.source,
-                digest=upload.digest,
-                size=upload.size,
-                chunker=upload.record.chunker,
-                sink=sink,
-            )
-            kept = []
-            done = 0
-            for blob in plan if sink is not None else self._sent(plan, upload):
-                kept.append(names.blob(blob.digest))
+            blobs = Plan(upload.source, chunks=chunks, layout=layout, sink=sink)
+            for blob in blobs if sink is not None else self._sent(blobs, upload):
+                fresh.append(blob.digest)
                 done += blob.length
                 upload.report(done)
         upload.check_unchanged()
-        return plan.manifest().encode(), kept
+        upload.manifest = layout.manifest(
+            fresh, digest=upload.digest, chunks=chunks, chunker=upload.record.chunker
+        )
+        return upload.manifest.encode(), [*kept, *map(names.blob, fresh)]
 
-    def _sent(self, plan: Plan, upload: _Upload) -> Iterator[NewBlob]:
-        """Send the blobs of a plan beside its pass over the file."""
+    def _sent(self, blobs: Plan, upload: _Upload) -> Iterator[NewBlob]:
+        """Send blobs beside the pass over the file that makes them."""
 
         def missing() -> Iterator[tuple[NewBlob, bool]]:
             # An upload that was interrupted goes on where it stopped: each blob is asked for, until
             # one is missing. The others are sent unasked, which costs no request more than it must.
             asks = not upload.anew
-            for blob in plan:
+            for blob in blobs:
                 asks = asks and self._is_live(names.blob(blob.digest), _exactly(blob.length))
                 yield blob, asks
 
@@ -392,7 +421,9 @@ class ContentStore:
     def _send_blob(
         self, blob: NewBlob, read_at: Callable[[int, int], bytes], *, anew: bool
     ) -> None:
-        body = Outgoing(read_at, start=blob.start, length=blob.length, digest=blob.digest)
+        body = Outgoing(
+            partial(blob.read_at, read_at), start=0, length=blob.length, digest=blob.digest
+        )
         name, sizes = names.blob(blob.digest), _exactly(blob.length)
         self._publish(name, cast("BinaryIO", body), sizes, anew=anew)
 
@@ -459,15 +490,25 @@ class ContentStore:
         limit = (record or StoreRecord(durable=True)).small_content_limit
         return ref.size <= limit
 
-    def _bring(self, ref: Ref, target: reading.Target, progress: Progress | None) -> None:
+    def _bring(
+        self,
+        ref: Ref,
+        target: reading.Target,
+        progress: Progress | None,
+        *,
+        near: Iterable[reading.Near] = (),
+    ) -> None:
         """Write a content to a file; it is verified when this returns."""
         with self._doubting(ref):
-            reading.bring(
+            manifest = reading.bring(
                 self.backend,
                 target,
                 **self._where(ref),
                 report=lambda done: _report(progress, done, ref.size),
+                near=near,
             )
+        if manifest is not None:
+            self._sharing.note(manifest, filename=ref.filename)
 
     def _pieces(self, ref: Ref) -> Iterator[memoryview]:
         """Yield a content in order, verified."""
@@ -481,6 +522,7 @@ class ContentStore:
             yield
         except CorruptArtifact:
             self._doubted.add(_digest_of(ref))
+            self._sharing.forget(_digest_of(ref))
             raise
 
     def _find_ref(self, artifact_id: str) -> Ref | None:
@@ -538,19 +580,36 @@ class ContentStore:
         digest = _digest_of(ref)
         reader = self.cache.open(digest)
         if reader is None:
-            try:
-                with self.cache.admit(digest, size=ref.size) as slot:
-                    if slot is None:
-                        return None
-                    self._bring(ref, slot, progress)
-                    reader = slot.publish()
-            except CacheUnavailable:
+            reader = self.cache.fetch(
+                digest,
+                size=ref.size,
+                fill=lambda slot: self._bring(ref, slot, progress, near=self._near(ref, slot)),
+            )
+            if reader is None:
                 return None
+            if not self._is_small(ref):
+                self.cache.remember(_latest_of(ref), digest, at_once=False)
         noted = self._recall(ref.artifact_id)
         if noted != digest and (noted or names.digest_in(ref.artifact_id) is None):
             # Another process may have removed it after its ref was read here: that note stays.
             self._remember(ref.artifact_id, digest, at_once=False, unless=_REMOVED)
         return reader
+
+    def _near(self, ref: Ref, slot: Slot) -> Iterator[reading.Near]:
+        """Yield what lies near by and may have bytes of a content that is about to be fetched."""
+        for left in slot.leftovers():
+            yield reading.Near(left.read_at, extents=left.extents)
+        if self.cache is None or self._is_small(ref):
+            return
+        known = {kept.digest: kept for kept in self._sharing.noted(ref.filename)}
+        noted = self.cache.recall(_latest_of(ref))
+        for digest in islice(dict.fromkeys([*known, *filter(None, [noted])]), _MOST_NEAR):
+            file = self.cache.open(digest) if digest != ref.digest and is_digest(digest) else None
+            if file is not None:
+                with file:
+                    manifest = known.get(digest) or self._sharing.read_manifest(digest)
+                    if manifest is not None:
+                        yield reading.Near(partial(files.read_at, file), manifest.chunks)
 
     def _recall(self, artifact_id: str, *, exact: bool = True) -> str | None:
         if self.cache is None or not names.is_written_once(artifact_id):
@@ -573,7 +632,7 @@ class ContentStore:
             record = self._read_record()
         if record is None:
             made = StoreRecord(durable=self.backend.durable).encode()
-            self.backend.write_if_absent(names.STORE_RECORD, io.BytesIO(made))
+            self._is_new = self.backend.write_if_absent(names.STORE_RECORD, io.BytesIO(made))
             record = self._read_record()
         if record is None:
             raise StoreMismatch(
@@ -598,42 +657,53 @@ class ContentStore:
 
 
 class _Upload:
-    """What one call of `add` carries: the source after its first pass.
+    """What one call of `add` carries: the source after its first reading.
 
     `small` are the bytes of a content up to the small limit, which is read only once.
     """
 
-    def __init__(self, source: Source, record: StoreRecord, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        record: StoreRecord,
+        progress: Progress | None,
+        *,
+        is_new: Callable[[int], bool],
+    ) -> None:
         self.source = source
         self.record = record
+        self.filename: str | None = None
         self.anew = False  # whether what is there is not to be trusted
+        self.manifest: Manifest | None = None  # once it has become live by this upload
+        self.relatives: Iterable[str] = ()
         self._progress = progress
         self._stamp = source.stamp()
-        hasher = Hasher()
-        head = bytearray()
-        size = 0
-        hashing: Beside[object] = Beside()
-        buffers = [memoryview(bytearray(_FIRST_SIZE))]
-        with hashing:
-            while count := source.read_into(buffers[0], size):
-                piece = buffers[0][:count]
-                size += count
-                if size <= record.small_content_limit:
-                    head += piece
-                if count < BUFFER_SIZE:  # the first piece, or the last: no thread is worth it
-                    hashing.end()
-                    hasher.update(piece)
-                else:
-                    hashing.begin(partial(hasher.update, piece))
-                    buffers.reverse()
-                if len(buffers) == 1 and count == _FIRST_SIZE:
-                    # Two in turn: while one is hashed, the other is filled.
-                    buffers = [memoryview(bytearray(BUFFER_SIZE)) for _ in range(2)]
-            hashing.end()
-        self.digest = hasher.hexdigest()
-        self.size = size
-        self.small = bytes(head) if size <= record.small_content_limit else None
+        size = source.known_size()
+        limit = record.small_content_limit
+        scan = None
+        if size is not None and size > limit and is_new(size):
+            scan = scanning.cut(source, size=size, chunker=record.chunker)
+        if scan is None or scan.size <= limit:
+            scan = scanning.read(source, small_limit=limit)
+        self.digest, self.size, self.small, self._chunks = scan
         self.check_unchanged()
+
+    def chunks(self) -> ChunkTable:
+        """Return the chunks of the content; they are looked for if they are not known yet.
+
+        Raises:
+            ContentChanged: The source is not what it was in the first reading.
+        """
+        if self._chunks is None:
+            scan = scanning.cut(self.source, size=self.size, chunker=self.record.chunker)
+            if scan.digest != self.digest:
+                raise ContentChanged(
+                    "The content changed while it was being uploaded: its first reading gave "
+                    f"digest {self.digest}, the second {scan.digest}. Nothing was published; upload"
+                    " it again when nobody writes to it."
+                )
+            self._chunks = scan.chunks
+        return cast("ChunkTable", self._chunks)
 
     def check_unchanged(self) -> None:
         """Refuse a file that somebody has written to since the upload began."""
@@ -714,6 +784,11 @@ def _report(progress: Progress | None, done: int, size: int) -> None:
 
 def _exactly(size: int) -> range:
     return range(size, size + 1)
+
+
+def _latest_of(ref: Ref) -> str:
+    """Name what a cache notes of a file name: the content that came in last under it."""
+    return f"latest/{digest_of(str(ref.filename).encode('utf-8', 'surrogatepass'))}"
 
 
 def _digest_of(ref: Ref) -> str:

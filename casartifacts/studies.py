@@ -27,12 +27,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ParamSpec, TypeGuard, TypeVar, cast
 
-from casartifacts import errors, files
+from casartifacts import errors, files, names
 from casartifacts.digest import digest_of
 from casartifacts.progress import Counted, reporting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from optuna.artifacts import ArtifactMeta
     from optuna.storages import BaseStorage
@@ -473,6 +473,14 @@ class _Listing:
         else:
             self.storage.set_study_system_attr(self.owner_id, name, value)
 
+    def relatives(self, filename: str) -> Iterator[str]:
+        """Yield the digests of what is listed here, and in the study, under this file name."""
+        yield from _digests(self.attributes(), filename)
+        if self.of_trial and self.study is not None:
+            yield from _digests(
+                self.study._storage.get_study_system_attrs(self.study._study_id), filename
+            )
+
     def check_updatable(self) -> None:
         """Ask the storage itself: a trial object may have been read before the trial ended."""
         if not self.of_trial:
@@ -498,6 +506,19 @@ class _Listing:
             if self.storage is own or (place is not None and place == storage_fingerprint(own)):
                 origin["study"] = self.study.study_name
         return origin
+
+
+def _digests(attributes: dict[str, Any], filename: str) -> Iterator[str]:
+    """Yield the digests that are known of what is listed under a file name, the last one first."""
+    for name, value in reversed(attributes.items()):
+        if not name.startswith(_PREFIX):
+            continue
+        # Whatever another program has written there is no reason not to upload.
+        with contextlib.suppress(ValueError, LookupError, TypeError):
+            entry = json.loads(value)
+            digest = names.digest_in(entry["artifact_id"])
+            if digest is not None and entry["filename"] == filename:
+                yield digest
 
 
 def _listing(study_or_trial: Trial | FrozenTrial | Study, storage: BaseStorage | None) -> _Listing:
@@ -595,6 +616,7 @@ def _add(
             mimetype=described.mimetype,
             encoding=described.encoding,
             origin=origin,
+            relatives=listing.relatives(described.filename),
             progress=report,
         )
         listing.add(artifact_id, described)

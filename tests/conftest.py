@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
-from casartifacts import names, planning, reading
+from casartifacts import matching, names, planning, reading, scanning
 from casartifacts.chunking import ChunkerParameters
 from casartifacts.records import StoreRecord
 from casartifacts.store import ContentStore
@@ -39,6 +39,9 @@ settings.load_profile("casartifacts")
 
 # `nobody`, on Linux and macOS alike what owns nothing.
 _NOBODY = 65534
+
+# As in a large content, one that is leaned on has a few ranges.
+TINY_BOUNDS = matching.Bounds(shortest=150, least_of_content=0.01)
 
 SMALL_DISK = 2 * 2**20
 """The size of `small_disk` in bytes."""
@@ -69,6 +72,10 @@ def tiny() -> Iterator[Callable[[Backend], ContentStore]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planning, "BLOB_LIMIT", 4096)
         patch.setattr(planning, "_WINDOW_SIZE", 3000)
+        patch.setattr(planning, "BOUNDS", TINY_BOUNDS)
+        patch.setattr(scanning, "_WINDOW_SIZE", 3000)
+        patch.setattr(matching, "_SAMPLED", 500)
+        patch.setattr(matching, "_SHORTEST_SAMPLE", 64)
         patch.setattr(reading, "_PIECE_SIZE", 2000)
         yield make
 

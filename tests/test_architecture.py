@@ -36,10 +36,11 @@ FLOORS = [
     {"doctor.findings"},
     {"opening"},
     {"store"},
-    {"backoff", "cache", "planning", "reading"},
+    {"sharing"},
+    {"backoff", "cache", "planning", "reading", "scanning"},
     # The rooms of the cache.
     {"cache.room"},
-    {"cache.database", "cache.slots"},
+    {"cache.database", "cache.slots", "cache.waiting"},
     {"cache.listing", "cache.rights"},
     {"cache.table"},
     {"cache.folder"},
@@ -53,7 +54,7 @@ FLOORS = [
         "backends.memory",
     },
     {"backends.streaming"},
-    {"bodies", "files", "knowledge", "parallel", "progress"},
+    {"bodies", "files", "knowledge", "matching", "parallel", "progress"},
     {"manifest", "names", "records"},
     {"backends", "chunking", "digest"},
     # The conformance kit stands beside the house: it knows the contracts and nothing else.
@@ -89,8 +90,19 @@ LOADED_LATE = {"boto3", "botocore", "google", "optuna", "pyfastcdc", "sqlalchemy
 
 # Bytes in, values out: a clock, a disk, a network, a log or chance is not for them. What they may
 # import of the standard library is all that they need today.
-PURE = {"chunking", "digest", "manifest", "names", "records"}
-HARMLESS = {"array", "collections", "dataclasses", "functools", "json", "re", "sys", "typing"}
+PURE = {"chunking", "digest", "manifest", "matching", "names", "records"}
+HARMLESS = {
+    "array",
+    "bisect",
+    "collections",
+    "dataclasses",
+    "functools",
+    "itertools",
+    "json",
+    "re",
+    "sys",
+    "typing",
+}
 EXCUSED = {
     "chunking": {"logging", "warnings"},  # says once that the compiled chunker is missing
     "names": {"secrets"},  # a fresh id needs 128 random bits

@@ -23,14 +23,16 @@ import tempfile
 import time
 import uuid
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 import pytest
 
 from casartifacts import MemoryArtifactStore, opening
-from casartifacts.cache import ArtifactCache, CacheUnavailable, mounts
+from casartifacts.cache import ArtifactCache, CacheUnavailable, mounts, trust
 from casartifacts.cache import folder as places
+from casartifacts.cache.failures import WrongError
 from casartifacts.digest import digest_of
 from casartifacts.store import ContentStore
 
@@ -297,6 +299,25 @@ def test_what_this_process_verified_in_a_file_of_its_own_is_known(
     assert as_user(ALICE, make_shared(folder, SMALL))
     assert as_user(ALICE, act) == [1, 1, 1]
     assert as_user(BOB, act) == [1, 2, 3]
+
+
+def test_a_content_that_two_bring_in_is_there_once(folder: Path) -> None:
+    """The later file stays, whosever the earlier one was."""
+    assert as_user(ALICE, make_shared(folder, SMALL))
+    assert as_user(BOB, make_shared(folder, SMALL))
+    assert file_of(folder, digest_of(SMALL)).stat().st_uid == BOB
+
+
+def test_junk_beside_a_file_of_this_users_own_is_not_even_looked_at(folder: Path) -> None:
+    """Whatever its name sorts before."""
+    assert as_user(ALICE, make_shared(folder, SMALL))
+    as_user(BOB, lambda: leave_junk_beside(file_of(folder, digest_of(SMALL)), folder))
+
+    def act_as_alice() -> tuple[bytes | None, int]:
+        cache = ArtifactCache(folder)
+        return read(cache, digest_of(SMALL)), cache.counters.heals
+
+    assert as_user(ALICE, act_as_alice) == (SMALL, 0)
 
 
 # Who tampers
@@ -618,7 +639,7 @@ def test_a_size_that_no_disk_has_evicts_and_promises_and_breaks_nothing(folder: 
         with (path / f"ab{'0' * 62}-{'0' * 16}").open("wb") as file:
             file.truncate(2**40)
         for size in ("9" * 18, "-5", "1e9", "x"):
-            (folder / "tmp" / f"{'0' * 64}-{'0' * 16}-{size}").touch()
+            (folder / "tmp" / f"{'0' * 64}-{'0' * 16}-1-{size}").touch()
 
     def act_as_alice() -> tuple[bytes | None, bool, bool]:
         cache = ArtifactCache(folder, size_limit=10_000)
@@ -632,6 +653,35 @@ def test_a_size_that_no_disk_has_evicts_and_promises_and_breaks_nothing(folder: 
     assert as_user(ALICE, act_as_alice) == (SMALL, False, True)
     held = [path.stat().st_size for path in folder.glob("contents/*/*") if path.is_file()]
     assert sum(held) <= 10_000
+
+
+def test_the_limit_holds_also_if_a_neighbour_keeps_contents_from_being_deleted(
+    folder: Path,
+) -> None:
+    """What cannot be evicted makes no room."""
+    assert as_user(BOB, make_shared(folder, b"a" * 600))
+
+    def close() -> None:
+        file_of(folder, digest_of(b"a" * 600)).parent.chmod(0o755)
+
+    as_user(BOB, close)
+    cache = partial(ArtifactCache, folder, size_limit=1_000)
+    assert as_user(ALICE, lambda: keep(cache(), b"b" * 500)) is False
+    assert as_user(ALICE, lambda: keep(cache(), b"b" * 400)) is True
+
+
+def test_a_file_that_grows_while_it_is_copied_takes_no_more_room_than_it_had(
+    tmp_path: Path,
+) -> None:
+    """The copy ends where the file ended when its room was made."""
+    (tmp_path / "grows").write_bytes(SMALL * 2)
+    with (
+        io.FileIO(tmp_path / "grows") as file,
+        io.FileIO(tmp_path / "copy", "w") as copy,
+        pytest.raises(WrongError, match="grew beyond"),
+    ):
+        trust.verify(file, digest_of(SMALL), copy_to=copy.fileno(), most=len(SMALL))
+    assert (tmp_path / "copy").stat().st_size <= len(SMALL)
 
 
 # Notes

@@ -3,6 +3,7 @@
     this file   ArtifactCache: contents out and in, and text records
     room        what must go for a content that comes in
     slots       a content on its way in
+    waiting     for another one that brings the same content in
     database    how the table is reached, replaced, and kept from forks
     table       which contents there are (diskcache, SQLite)
     listing     the same, where others can write to the folder
@@ -34,22 +35,24 @@ import secrets
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeVar, overload
 
 from casartifacts.cache import folder as places
 from casartifacts.cache import room, trust
 from casartifacts.cache.counters import Counters, Counting
 from casartifacts.cache.database import AnyTable, Database
 from casartifacts.cache.failures import CacheUnavailable, WrongError
-from casartifacts.cache.slots import Slot
+from casartifacts.cache.folder import Filling
+from casartifacts.cache.slots import Leftover, Slot
 from casartifacts.cache.table import Row, is_record_name, is_record_text
 from casartifacts.cache.trust import Stamp, stamp_of
+from casartifacts.cache.waiting import wait_for
 from casartifacts.digest import is_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["ArtifactCache", "CacheUnavailable", "Counters", "Slot"]
+__all__ = ["ArtifactCache", "CacheUnavailable", "Counters", "Leftover", "Slot"]
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +87,8 @@ class ArtifactCache:
     Args:
         folder: Where; made at first use. On a local file system.
         size_limit: The most bytes of contents; by default a tenth of the file system, at most
-            100 GiB. Whatever the limit, 5 % of the file system stay free.
+            100 GiB.
+        min_free: The bytes of the file system that stay free, whatever the limit; by default 5 %.
         shared: Whether the folder, if there is none yet or an empty one, is made for all of its
             group, which is that of the folder above if that has the setgid bit, else the user's
             own. Who finds it made needs to say nothing: its mode (2770) does. Otherwise it is made
@@ -96,6 +100,7 @@ class ArtifactCache:
         folder: str | os.PathLike[str],
         *,
         size_limit: int | None = None,
+        min_free: int | None = None,
         shared: bool = False,
     ) -> None:
         self.folder = Path(os.path.abspath(folder))
@@ -105,9 +110,11 @@ class ArtifactCache:
             raise ValueError(
                 f"The folder {str(folder)!r} holds a variable; give os.path.expandvars() of it"
             )
-        if size_limit is not None and size_limit < 0:
-            raise ValueError(f"size_limit is a number of bytes, at least 0; got {size_limit}")
+        for name, size in (("size_limit", size_limit), ("min_free", min_free)):
+            if size is not None and size < 0:
+                raise ValueError(f"{name} is a number of bytes, at least 0; got {size}")
         self._size_limit = size_limit
+        self._min_free = min_free
         self._counting = Counting()
         self._shared = shared
         self._database = Database(self._folder, shared=shared)
@@ -116,12 +123,20 @@ class ArtifactCache:
         self._warned: set[str] = set()
 
     def __repr__(self) -> str:
-        limit = "" if self._size_limit is None else f", size_limit={self._size_limit}"
-        shared = ", shared=True" if self._shared else ""
-        return f"ArtifactCache({self._folder!r}{limit}{shared})"
+        said = [
+            f", {name}={value}" for name, value in self._settings().items() if value is not None
+        ]
+        return f"ArtifactCache({self._folder!r}{''.join(said)})"
+
+    def _settings(self) -> dict[str, object]:
+        return {
+            "size_limit": self._size_limit,
+            "min_free": self._min_free,
+            "shared": self._shared or None,
+        }
 
     def __getstate__(self) -> dict[str, object]:
-        return {"folder": self.folder, "size_limit": self._size_limit, "shared": self._shared}
+        return {"folder": self.folder, **self._settings(), "shared": self._shared}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -174,29 +189,69 @@ class ArtifactCache:
         self._known.pop(digest, None)
         self._try(lambda table: table.drop(digest), writes=True)
 
+    def clean(self) -> None:
+        """Delete what dead processes left, and the rows of contents that are not there."""
+
+        def clean(table: AnyTable) -> None:
+            with table.transact():
+                room.tidy(table, self._folder)
+
+        self._try(clean, writes=True)
+
     def volume(self) -> int:
         """Return the bytes of contents held; 0 if the cache cannot tell."""
         return self._try(lambda table: table.bytes_held()) or 0
 
     # Contents in
 
-    @contextlib.contextmanager
-    def admit(self, digest: str, *, size: int) -> Iterator[Slot | None]:
-        """Make room for a content and yield where to write it; None if the cache passes it by.
+    def fetch(self, digest: str, *, size: int, fill: Callable[[Slot], object]) -> BinaryIO | None:
+        """Bring a content in, once for all who want it at the same time, and open it.
 
-        That is when it is larger than the limit, when there is no room even after eviction, and
-        when the cache is broken. What is not published when the block ends is gone.
+        Who is not the first waits for who is, takes over when that one ends without success, and
+        goes on alone when nothing has come for a minute.
 
         Args:
             digest: The digest of the content.
             size: Its length in bytes.
+            fill: Called with a slot to fill; it verifies what it writes. If it is interrupted, the
+                next one finds what it had written.
+
+        Returns:
+            The content, verified, at its beginning; None if the cache passes it by: it is larger
+            than the limit, there is no room even after eviction, or the cache is broken.
         """
-        _check_digest(digest)
-        if size < 0:
-            raise ValueError(f"The size of a content is a number of bytes, at least 0; got {size}")
-        slot = None
-        if self._size_limit is None or size <= self._size_limit:
-            slot = self._try(partial(self._reserve, digest=digest, size=size), writes=True)
+        passing: set[str] = set()
+        while True:
+            got = self._reserve(digest, size=size, passing=passing)
+            if not isinstance(got, Filling):
+                break
+            with self._counting as counters:
+                counters.waits += 1
+            wait_for(got)
+            passing.add(got.path)
+            if (file := self._look_up(digest)) is not None:
+                return file
+        if got is None:
+            return None
+        try:
+            fill(got)
+            return got.publish()
+        except CacheUnavailable as error:
+            self._warn(str(error), error.__cause__)
+            got.close()
+        finally:
+            got.close(keep=True)
+        # Somebody else may have published it, and what was written here with it.
+        return self._look_up(digest)
+
+    @contextlib.contextmanager
+    def admit(self, digest: str, *, size: int) -> Iterator[Slot | None]:
+        """Make room for a content and yield where to write it; None if the cache passes it by.
+
+        Whoever else brings it in, too, is not waited for. What is not published when the block ends
+        is gone.
+        """
+        slot = self._reserve(digest, size=size)
         try:
             yield slot
         except CacheUnavailable as error:
@@ -335,8 +390,7 @@ class ArtifactCache:
             # Under the name of a content that nobody has, so that its room is reserved, and whose
             # it was when it is dead is known, until its reader is closed.
             nobodys = secrets.token_hex(32)
-            reserve = partial(self._reserve, digest=nobodys, size=size)
-            slot = self._try(reserve, writes=True)
+            slot = self._reserve(nobodys, size=size)
             if slot is None:
                 return None
             copy = _Copy(slot)
@@ -380,15 +434,36 @@ class ArtifactCache:
 
     # How a content comes in
 
-    def _reserve(self, table: AnyTable, *, digest: str, size: int) -> Slot | None:
-        return room.reserve(
-            table,
-            partial(Slot, self._folder, digest=digest, size=size, take_in=self._take_in),
-            folder=self._folder,
-            size=size,
-            limit=self.size_limit,
-            counting=self._counting,
-        )
+    @overload
+    def _reserve(self, digest: str, *, size: int) -> Slot | None: ...
+
+    @overload
+    def _reserve(self, digest: str, *, size: int, passing: set[str]) -> Slot | Filling | None: ...
+
+    def _reserve(
+        self, digest: str, *, size: int, passing: set[str] | None = None
+    ) -> Slot | Filling | None:
+        """Make a slot; where not all are passed by, it may be another one's file instead."""
+        _check_digest(digest)
+        if size < 0:
+            raise ValueError(f"The size of a content is a number of bytes, at least 0; got {size}")
+        if self._size_limit is not None and size > self._size_limit:
+            return None
+
+        def reserve(table: AnyTable) -> Slot | Filling | None:
+            return room.reserve(
+                table,
+                partial(Slot, self._folder, digest=digest, size=size, take_in=self._take_in),
+                folder=self._folder,
+                digest=digest,
+                size=size,
+                limit=self.size_limit,
+                floor=self._min_free,
+                passing=passing,
+                counting=self._counting,
+            )
+
+        return self._try(reserve, writes=True)
 
     def _take_in(self, slot: Slot) -> io.FileIO:
         """Give a finished file its place and its row, and open it there."""

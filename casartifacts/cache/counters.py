@@ -20,6 +20,7 @@ class Counters:
     hits: int = 0
     misses: int = 0
     bytes_served: int = 0
+    waits: int = 0
     evictions: int = 0
     heals: int = 0
 

@@ -1,11 +1,13 @@
 """What lies in the folder of a cache, and the steps in it.
 
-    <folder>/CACHEDIR.TAG                     so that backup programs pass by
-    <folder>/cache.db, -wal, -shm             the table of contents (diskcache, SQLite)
-    <folder>/contents/<aa>/<digest>-<random>  one file per content, read-only
-    <folder>/tmp/<digest>-<random>-<size>     a file being filled; its name reserves its room
-    <folder>/damaged/                         what turned out wrong, for inspection: the newest four
-    <folder>/changes                          a byte more for what others must be told of a record
+    <folder>/CACHEDIR.TAG             so that backup programs pass by
+    <folder>/cache.db, -wal, -shm     the table of contents (diskcache, SQLite)
+    <folder>/contents/<aa>/<digest>-<random>
+                                      one file per content, read-only
+    <folder>/tmp/<digest>-<random>-<process>-<size>
+                                      a file being filled; its name reserves its room
+    <folder>/damaged/                 what turned out wrong, for inspection: the newest four
+    <folder>/changes                  a byte more for what others must be told of a record
 
 Where others can write to the folder there is no table (`listing` says why), but
 
@@ -54,7 +56,9 @@ __all__ = [
     "content_names_of",
     "delete_content",
     "digest_of_content",
+    "extents",
     "fillings",
+    "is_locked",
     "lock",
     "make",
     "make_filling",
@@ -80,7 +84,7 @@ _CACHEDIR_TAG = b"""Signature: 8a477f597d28d172789f06886806bc55
 """
 
 _CONTENT_NAME = re.compile(r"contents/([0-9a-f]{2})/\1[0-9a-f]{62}-[0-9a-f]{16}")
-_FILLING_NAME = re.compile(r"[0-9a-f]{64}-[0-9a-f]{16}-([0-9]{1,18})")
+_FILLING_NAME = re.compile(r"([0-9a-f]{64})-[0-9a-f]{16}-([0-9]{1,10})-([0-9]{1,18})")
 _DAMAGED_CONTENT = re.compile(r"[0-9a-f]{64}-[0-9a-f]{16}")
 _DAMAGED_TABLE = re.compile(rf"{re.escape(TABLE)}(-wal|-shm)?-[0-9a-f]{{16}}")
 
@@ -323,15 +327,17 @@ def close_content(descriptor: int, folder: str) -> None:
 
 
 class Filling(NamedTuple):
-    """A file being filled, and the bytes that its name reserves."""
+    """A file being filled: with which content, by which process, and the bytes that it reserves."""
 
     path: str
+    digest: str
+    process: int
     size: int
 
 
 def make_filling(folder: str, digest: str, *, size: int) -> tuple[str, int]:
     """Make a file to be filled, which reserves its room; returns its path and its descriptor."""
-    path = f"{folder}/tmp/{digest}-{secrets.token_hex(8)}-{size}"
+    path = f"{folder}/tmp/{digest}-{secrets.token_hex(8)}-{os.getpid()}-{size}"
     descriptor = os.open(path, _MAKE, 0o600)
     if _group_rights(folder):
         os.fchmod(descriptor, 0o640)  # so that others see whether its owner lives
@@ -339,10 +345,26 @@ def make_filling(folder: str, digest: str, *, size: int) -> tuple[str, int]:
 
 
 def fillings(folder: str) -> Iterator[Filling]:
-    """Yield the files being filled by any process, and what killed ones left."""
+    """Yield the files being filled by any process, and what dead ones left."""
     for name in os.listdir(f"{folder}/tmp"):
         if match := _FILLING_NAME.fullmatch(name):
-            yield Filling(f"{folder}/tmp/{name}", int(match[1]))
+            yield Filling(f"{folder}/tmp/{name}", match[1], int(match[2]), int(match[3]))
+
+
+def extents(descriptor: int) -> Iterator[tuple[int, int]]:
+    """Yield where in a file something was written, as begin and end in bytes."""
+    end = 0
+    length = os.fstat(descriptor).st_size
+    if not hasattr(os, "SEEK_DATA"):
+        yield 0, length
+        return
+    while end < length:
+        try:
+            begin = os.lseek(descriptor, end, os.SEEK_DATA)
+        except OSError:
+            return  # nothing but a hole, or the file was cut
+        end = os.lseek(descriptor, begin, os.SEEK_HOLE)
+        yield begin, end
 
 
 def lock(descriptor: int) -> bool | None:
@@ -350,10 +372,25 @@ def lock(descriptor: int) -> bool | None:
 
     The kernel frees it when its owner dies.
     """
+    return _flock(descriptor, "LOCK_EX")
+
+
+def is_locked(descriptor: int) -> bool | None:
+    """Tell whether another one has locked a file; None where there are no locks.
+
+    Who asks for it holds a lock of its own, for a moment, that others who ask do not meet.
+    """
+    got = _flock(descriptor, "LOCK_SH")
+    if got:
+        _flock(descriptor, "LOCK_UN")
+    return None if got is None else not got
+
+
+def _flock(descriptor: int, kind: str) -> bool | None:
     if fcntl is None:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, getattr(fcntl, kind) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:

@@ -14,120 +14,198 @@ import os
 import shutil
 import stat
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from casartifacts.cache.folder import READ, aside, fillings, lock
+from casartifacts.cache.folder import READ, Filling, aside, fillings, is_locked, lock
+from casartifacts.cache.slots import LEAST_KEPT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from casartifacts.cache.counters import Counting
     from casartifacts.cache.database import AnyTable
-    from casartifacts.cache.folder import Aside
     from casartifacts.cache.slots import Slot
 
-__all__ = ["default_limit", "free", "reserve"]
+__all__ = ["default_floor", "default_limit", "free", "reserve", "tidy"]
 
 # By default a tenth of the file system, but no more than this.
 _MOST_BY_DEFAULT = 100 * 2**30
 
-# One part in twenty of the file system stays free, whatever the limit.
+# By default one part in twenty of the file system stays free, whatever the limit.
 _FREE_PARTS = 20
 
 # What the table may grow by while a content comes in, and the last block of its file.
 _SLACK = 2**16
 
-# A file in tmp/ belongs to a killed process if nobody has it locked and nobody wrote to it for a
-# minute (a lock may do nothing on some file systems), or for a day where locks cannot be had.
+# Where locks do nothing, a file in tmp/ belongs to a dead process if nobody wrote to it for a
+# minute; where they cannot be had, for a day.
 _QUIET_SECONDS = 60
 _FORGOTTEN_SECONDS = 86_400
+
+# What a dead process has filled is kept for as long, for the next one to go on from, unless its
+# room is needed.
+_KEPT_SECONDS = 86_400
 
 
 def default_limit(folder: str) -> int:
     """Return the limit of a cache for which none was given."""
+    return min(_disk_of(folder).total // 10, _MOST_BY_DEFAULT)
+
+
+def default_floor(folder: str) -> int:
+    """Return how many bytes of the file system stay free where nothing else was said."""
+    return _disk_of(folder).total // _FREE_PARTS
+
+
+def free(folder: str, *, floor: int | None = None) -> int:
+    """Return the bytes that may still be written; the floor of the file system is left."""
+    return _disk_of(folder).free - (default_floor(folder) if floor is None else floor)
+
+
+def _disk_of(folder: str) -> shutil._ntuple_diskusage:
     place = folder
     while not os.path.exists(place):
         place = os.path.dirname(place)
-    return min(shutil.disk_usage(place).total // 10, _MOST_BY_DEFAULT)
+    return shutil.disk_usage(place)
 
 
 def reserve(
     table: AnyTable,
-    new_slot: Callable[[], Slot],
+    new_slot: Callable[[list[str]], Slot],
     *,
     folder: str,
+    digest: str,
     size: int,
     limit: int,
+    floor: int | None,
+    passing: set[str] | None,
     counting: Counting,
-) -> Slot | None:
-    """Evict what must go for a content of this size and make its slot; None if in vain."""
+) -> Slot | Filling | None:
+    """Evict what must go for a content of this size and make its slot; None if in vain.
+
+    If a living process fills a file with this content, that file is returned instead, unless it is
+    one of `passing`; None are all.
+    """
     if size > limit or not hasattr(os, "pwrite"):
         return None
     with contextlib.ExitStack() as stack:
         with table.transact():
             table.sweep()
-            put_aside = aside(folder)
-            can_go = table.bytes_held() + sum(entry.size for entry in put_aside)
-            promised, unwritten = _promised(folder)
+            found = _survey(folder)
+            if passing is not None:
+                for filling in found.living:
+                    if filling.digest == digest and filling.path not in passing:
+                        return filling
+            # What the new one goes on from goes last.
+            leftovers = [left for left in found.left if left.digest == digest]
+            spare = [left for left in found.left if left.digest != digest]
+            sizes = [entry.size for entry in (*found.aside, *found.left)]
+            can_go = table.bytes_held() + sum(sizes)
             excess = max(
-                can_go + promised + size - limit,
-                unwritten + size + _SLACK - free(folder),
+                can_go + found.promised + size - limit,
+                found.unwritten + size + _SLACK - free(folder, floor=floor),
             )
             if excess > can_go:
                 return None
-            excess_of_contents = excess - _drop_aside(put_aside, excess)
-            evicted, freed = table.drop_oldest(excess_of_contents)
+            excess -= _drop([*found.aside, *spare], excess)
+            evicted, dropped = table.drop_oldest(excess)
+            excess -= dropped
+            if excess > 0:
+                excess -= _drop(leftovers, excess)
             with counting as counters:
                 counters.evictions += evicted
-            if freed < excess_of_contents:
+            if excess > 0:
                 return None  # another user keeps some from being deleted
-            slot = stack.enter_context(contextlib.closing(new_slot()))
+            slot = stack.enter_context(
+                contextlib.closing(new_slot([left.path for left in leftovers]))
+            )
         # What was evicted may share its blocks with other files: see what came of it.
-        if excess > 0 and unwritten + size > free(folder):
+        if found.unwritten + size > free(folder, floor=floor):
             return None
         stack.pop_all()
         return slot
 
 
-def _drop_aside(put_aside: list[Aside], excess: int) -> int:
-    """Delete so many bytes of what was put aside, the oldest first; returns how many went."""
-    dropped = 0
-    for entry in put_aside:
-        if dropped >= excess:
-            break
+def tidy(table: AnyTable, folder: str) -> None:
+    """Delete what dead processes left; in a transaction of the caller."""
+    table.sweep(again=True)
+    _drop(_survey(folder).left, 2**62)
+
+
+class _Left(NamedTuple):
+    """A file that may be deleted; its size is what is on the disk."""
+
+    path: str
+    size: int
+    digest: str
+
+
+class _Found(NamedTuple):
+    """What lies in the folder beside the contents.
+
+    Attributes:
+        living: Files that living processes fill.
+        promised: The bytes that these reserve.
+        unwritten: How many of them are not on the disk yet.
+        left: What dead ones have filled.
+        aside: What was put aside.
+    """
+
+    living: list[Filling]
+    promised: int
+    unwritten: int
+    left: list[_Left]
+    aside: list[_Left]
+
+
+def _survey(folder: str) -> _Found:
+    """Look through the folder, and drop what is of no more use."""
+    put_aside = [_Left(path, size, "") for path, size in aside(folder)]
+    found: list[tuple[float, _Left]] = []
+    living: list[Filling] = []
+    promised = unwritten = 0
+    for filling in fillings(folder):
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(entry.path)
-        dropped += entry.size
+            status = os.lstat(filling.path)
+            if not _is_left(filling.path, status):
+                living.append(filling)
+                promised += filling.size
+                unwritten += max(0, filling.size - status.st_blocks * 512)
+            elif status.st_size < LEAST_KEPT or _age(status) > _KEPT_SECONDS:
+                os.unlink(filling.path)
+            else:
+                left = _Left(filling.path, status.st_size, filling.digest)
+                found.append((status.st_mtime, left))
+    return _Found(living, promised, unwritten, [left for _, left in sorted(found)], put_aside)
+
+
+def _drop(files: list[_Left], excess: int) -> int:
+    """Delete so many bytes of these files, the first ones first; returns how many went."""
+    dropped = 0
+    while dropped < excess and files:
+        file = files.pop(0)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(file.path)
+        dropped += file.size
     return dropped
 
 
-def free(folder: str) -> int:
-    """Return the bytes that may still be written; the floor of the file system is left."""
-    disk = shutil.disk_usage(folder)
-    return disk.free - disk.total // _FREE_PARTS
+def _age(status: os.stat_result) -> float:
+    return time.time() - status.st_mtime
 
 
-def _promised(folder: str) -> tuple[int, int]:
-    """Return the bytes reserved by files being filled, and how many are not on the disk yet."""
-    promised = unwritten = 0
-    for path, size in fillings(folder):
-        with contextlib.suppress(FileNotFoundError):
-            status = os.lstat(path)
-            if _is_left_over(path, status):
-                with contextlib.suppress(OSError):
-                    os.unlink(path)
-                continue
-            promised += size
-            unwritten += max(0, size - status.st_blocks * 512)
-    return promised, unwritten
-
-
-def _is_left_over(path: str, status: os.stat_result) -> bool:
+def _is_left(path: str, status: os.stat_result) -> bool:
     """Tell whether whoever filled this file is dead."""
-    age = time.time() - status.st_mtime
-    if age < _QUIET_SECONDS or not stat.S_ISREG(status.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         return False
-    is_free = None
-    with contextlib.suppress(OSError), io.FileIO(os.open(path, READ)) as file:
+    with contextlib.ExitStack() as stack:
+        try:
+            file, same = (stack.enter_context(io.FileIO(os.open(path, READ))) for _ in range(2))
+        except PermissionError:
+            return _age(status) > _FORGOTTEN_SECONDS  # another user's, who closed it
         is_free = lock(file.fileno())
-    return age > _FORGOTTEN_SECONDS if is_free is None else is_free
+        if is_free is None:
+            return _age(status) > _FORGOTTEN_SECONDS
+        # A lock that is not seen from here is not seen from anywhere: it does nothing.
+        works = is_free and is_locked(same.fileno())
+    return is_free and (works is True or _age(status) > _QUIET_SECONDS)

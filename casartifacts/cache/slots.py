@@ -3,6 +3,8 @@
 Rule 1: correctness rests on no lock: a file name of its own, verified, renamed into place. Its lock
 only tells others that its owner lives.
 Rule 2: whoever fills a slot learns what goes wrong, as `CacheUnavailable`.
+Rule 3: what an interrupted one had filled is for the next one to copy from, chunk by chunk, after
+verifying it. It is never gone on with in its place: its owner may live after all.
 """
 
 from __future__ import annotations
@@ -13,14 +15,30 @@ import threading
 from typing import TYPE_CHECKING, BinaryIO
 
 from casartifacts.cache import folder as places
-from casartifacts.cache.failures import CacheUnavailable
+from casartifacts.cache.failures import CacheUnavailable, WrongError
 from casartifacts.cache.trust import settle
 
 if TYPE_CHECKING:
     import io
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-__all__ = ["Slot"]
+__all__ = ["LEAST_KEPT", "Leftover", "Slot"]
+
+# What an interrupted attempt has filled is kept from this size on: below, a fetch is one request.
+LEAST_KEPT = 2**20
+
+
+class Leftover:
+    """What was filled with the same content before, by somebody who did not get to its end."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self._file = file
+        self.extents = tuple(places.extents(file.fileno()))
+        """Where something was written, as begin and end in bytes; none of it is verified."""
+
+    def read_at(self, buffer: memoryview, offset: int) -> int:
+        """Read into a buffer; returns how much there was."""
+        return os.preadv(self._file.fileno(), [buffer], offset)
 
 
 class Slot:
@@ -30,11 +48,18 @@ class Slot:
     """
 
     def __init__(
-        self, folder: str, *, digest: str, size: int, take_in: Callable[[Slot], io.FileIO]
+        self,
+        folder: str,
+        leftovers: list[str],
+        *,
+        digest: str,
+        size: int,
+        take_in: Callable[[Slot], io.FileIO],
     ) -> None:
         self._folder = folder
         self.digest = digest
         self.size = size
+        self._leftovers = leftovers
         self._take_in = take_in
         # No write may fall on a descriptor that was closed and given to another file meanwhile.
         self._lock = threading.Lock()
@@ -46,6 +71,23 @@ class Slot:
         if self._descriptor < 0:
             raise ValueError("The slot is closed: it was published, or its block has ended")
         return self._descriptor
+
+    def leftovers(self) -> Iterator[Leftover]:
+        """Yield what is left of earlier attempts; each is deleted when the next one is asked for.
+
+        Raises:
+            CacheUnavailable: The disk fails.
+        """
+        while self._leftovers:
+            path = self._leftovers.pop()
+            try:
+                with places.open_content(path) as file:
+                    yield Leftover(file)
+                os.unlink(path)
+            except (WrongError, FileNotFoundError):
+                pass  # somebody made room
+            except OSError as error:
+                raise CacheUnavailable("its files cannot be read") from error
 
     def write_at(self, piece: bytes | bytearray | memoryview, offset: int) -> None:
         """Write all of a piece at an offset.
@@ -96,13 +138,17 @@ class Slot:
                 raise CacheUnavailable("its files cannot be written") from error
             file = self._take_in(self)
         self.close()
+        for path in self._leftovers:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
         return file
 
-    def close(self) -> None:
-        """Delete the file unless it was published."""
+    def close(self, *, keep: bool = False) -> None:
+        """Delete the file unless it was published, or is worth going on from and is to be kept."""
         with self._lock:
             descriptor, self._descriptor = self._descriptor, -1
             if descriptor >= 0:
-                os.close(descriptor)
                 with contextlib.suppress(OSError):
-                    os.unlink(self.path)
+                    if not keep or os.fstat(descriptor).st_size < LEAST_KEPT:
+                        os.unlink(self.path)
+                os.close(descriptor)

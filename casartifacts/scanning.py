@@ -1,0 +1,137 @@
+"""Reading a source to know it: its digest, and its chunks.
+
+Rule 1: the chunks are those of the bytes that the digest is of: both come from the same buffers.
+Rule 2: a source may have another size at its end than was said; what was read counts.
+"""
+
+from __future__ import annotations
+
+from array import array
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from casartifacts.chunking import Cutter
+from casartifacts.digest import BUFFER_SIZE, Hasher
+from casartifacts.manifest import ChunkTable
+from casartifacts.parallel import Beside
+
+if TYPE_CHECKING:
+    from casartifacts.bodies import Source
+    from casartifacts.chunking import ChunkerParameters
+
+__all__ = ["Scan", "agrees", "cut", "read"]
+
+# Most small contents end in the first piece that is read, and making room for a MiB costs more than
+# all the rest of their upload.
+_FIRST_SIZE = 2**16
+
+# 4 MiB, or two of the longest chunks: large enough that the work on it hides the cost of handing it
+# to a thread.
+_WINDOW_SIZE = 4 * 2**20
+
+# How many chunks are compared before a file is taken for one that is known.
+_COMPARED = 4
+
+
+class Scan(NamedTuple):
+    """What was read: digest, size in bytes, all of a small content, and the chunks if asked for."""
+
+    digest: str
+    size: int
+    small: bytes | None = None
+    chunks: ChunkTable | None = None
+
+
+def read(source: Source, *, small_limit: int) -> Scan:
+    """Read a source for its digest alone; the bytes of one up to the limit are kept."""
+    hasher = Hasher()
+    head = bytearray()
+    size = 0
+    hashing: Beside[object] = Beside()
+    buffers = [memoryview(bytearray(_FIRST_SIZE))]
+    with hashing:
+        while count := source.read_into(buffers[0], size):
+            piece = buffers[0][:count]
+            size += count
+            if size <= small_limit:
+                head += piece
+            if count < BUFFER_SIZE:  # the first piece, or the last: no thread is worth it
+                hashing.end()
+                hasher.update(piece)
+            else:
+                hashing.begin(partial(hasher.update, piece))
+                buffers.reverse()
+            if len(buffers) == 1 and count == _FIRST_SIZE:
+                # Two in turn: while one is hashed, the other is filled.
+                buffers = [memoryview(bytearray(BUFFER_SIZE)) for _ in range(2)]
+        hashing.end()
+    return Scan(hasher.hexdigest(), size, bytes(head) if size <= small_limit else None)
+
+
+def cut(source: Source, *, size: int, chunker: ChunkerParameters) -> Scan:
+    """Read a source for its digest and its chunks.
+
+    One thread reads and finds the cuts, one hashes the whole, one hashes the chunks.
+
+    Args:
+        source: What is read.
+        size: Its size in bytes, as far as anybody knows.
+        chunker: How it is cut.
+    """
+    cutter = Cutter(chunker)
+    content = Hasher()
+    lengths: array[int] = array("I")
+    digests = bytearray()
+
+    def hash_chunks(window: memoryview, cuts: list[int]) -> None:
+        at = 0
+        for length in cuts:
+            digests.extend(Hasher(window[at : at + length]).digest())
+            at += length
+        lengths.extend(cuts)
+
+    whole: Beside[object] = Beside()
+    parts: Beside[object] = Beside()
+    window_size = max(min(_WINDOW_SIZE, size + 1), 2 * chunker.maximum)
+    # Two in turn: while one is hashed, the other is filled.
+    buffers = [memoryview(bytearray(window_size)) for _ in range(2)]
+    rest = memoryview(b"")
+    done = 0
+    is_last = False
+    with whole, parts:
+        while not is_last:
+            buffers.reverse()
+            window = buffers[0]
+            window[: len(rest)] = rest
+            filled = len(rest)
+            while filled < window_size and (
+                count := source.read_into(window[filled:], done + filled)
+            ):
+                filled += count
+            is_last = filled < window_size
+            cuts = cutter.cut(window[:filled], is_last=is_last)
+            ready = sum(cuts)
+            whole.begin(partial(content.update, window[:ready]))
+            parts.begin(partial(hash_chunks, window, cuts))
+            rest = window[ready:filled]
+            done += ready
+        whole.end()
+        parts.end()
+    return Scan(content.hexdigest(), done, None, ChunkTable(lengths, bytes(digests)))
+
+
+def agrees(source: Source, chunks: ChunkTable) -> bool:
+    """Tell whether a few chunks of a source are those of a content, so that it is likely the same.
+
+    What is new differs in most of its chunks; what is shifted differs in all.
+    """
+    wanted = {len(chunks) * part // _COMPARED for part in range(_COMPARED)} | {len(chunks) - 1}
+    offset = 0
+    for index, length in enumerate(chunks.lengths):
+        if index in wanted:
+            found = memoryview(bytearray(length))
+            count = source.read_into(found, offset)
+            if count < length or Hasher(found).digest() != chunks[index][1]:
+                return False
+        offset += length
+    return True
