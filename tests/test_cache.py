@@ -569,6 +569,20 @@ def test_a_tampered_database_is_neither_executed_nor_followed(
     assert not (tmp_path / "exploded").exists()
 
 
+@pytest.mark.parametrize("size", [-(10**6), 2**60, "much", 1.5])
+def test_a_row_that_lies_about_its_size_makes_no_room(folder: Path, size: object) -> None:
+    """Neither more than there is, nor in vain: the sizes are taken from the files again."""
+    bodies = [bytes([number]) * 900 for number in range(3)]
+    for body in bodies[:2]:
+        assert keep(ArtifactCache(folder, size_limit=2_000), body)
+    with rows(folder) as table:
+        table.execute("UPDATE Cache SET size = ? WHERE key = ?", (size, digest_of(bodies[0])))
+    fresh = ArtifactCache(folder, size_limit=2_000)
+    assert keep(fresh, bodies[2])
+    assert bytes_in(folder) == fresh.volume() == 1_800
+    assert read(fresh, digest_of(bodies[2])) == bodies[2]
+
+
 @pytest.mark.parametrize("statement", SETTINGS.values(), ids=SETTINGS.keys())
 def test_no_setting_is_taken_from_the_database(folder: Path, statement: str) -> None:
     """It is not even an obstacle: what is there is found."""
