@@ -46,8 +46,9 @@ class Bounds:
 
     The figures are of chains of contents of 256 MiB, each matched against the one before it alone,
     10.2 % new at some random places per step (`chain` in tests/test_matching.py, six seeds; twelve
-    steps with real bytes and FastCDC, up to 8 places, came within 2 %): what all steps stored
-    divided by what was new, after 10 and after 30 steps; segments and blobs leaned on at step 30. As it is:
+    steps with real bytes and FastCDC, of up to 8 places, came within 2 %): what all steps stored
+    divided by what was new, after 10 and after 30 steps; segments and blobs leaned on at step 30.
+    As it is:
 
          1 place   1.01  1.03    17 segments  15 blobs
          4 places  1.01  1.07    63           16

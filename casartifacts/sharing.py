@@ -11,9 +11,10 @@ Rule 2: nothing grows with the store: a few hints per content, asked for in one 
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from casartifacts import errors, names, reading, scanning
 from casartifacts.digest import is_digest
@@ -45,6 +46,13 @@ _HINT_SIZE = 64
 
 # How many of the contents that are listed beside a new one are compared with it.
 _MOST_RELATIVES = 2
+
+
+class _Hinted(NamedTuple):
+    """Contents to lean on, and whether this one was begun before."""
+
+    manifests: list[Manifest]
+    was_begun: bool
 
 
 class Sharing:
@@ -79,22 +87,33 @@ class Sharing:
         )
 
     def lay_out(
-        self, chunks: ChunkTable, *, filename: str | None, relatives: Iterable[str] = ()
-    ) -> Layout:
-        """Lay out a content; whatever it leans on is known to be live.
+        self,
+        chunks: ChunkTable,
+        *,
+        digest: str,
+        filename: str | None,
+        relatives: Iterable[str] = (),
+    ) -> tuple[Layout, bool]:
+        """Lay out a content, and tell whether an earlier attempt may have stored some of it.
+
+        Whatever it leans on is known to be live.
 
         Args:
             chunks: The chunks of the content.
+            digest: Its digest.
             filename: The name of its file, as it is listed.
             relatives: Digests of contents that are listed beside it; asked for only if need be.
         """
-        size = sum(chunks.lengths)
+        most = sum(chunks.lengths) * _MUCH
         bases = self._latest.like(filename)
         layout = plan(chunks, bases)
-        for more in (partial(self._read_some, relatives), partial(self._hinted, chunks)):
-            if layout.fresh_size <= size * _MUCH:
-                break
-            if found := more():
+        if layout.fresh_size > most and (found := self._read_some(relatives)):
+            bases += found
+            layout = plan(chunks, bases)
+        was_begun = False
+        if layout.fresh_size > most:
+            found, was_begun = self._hinted(chunks, digest)
+            if found:
                 bases += found
                 layout = plan(chunks, bases)
         while layout.leaned:
@@ -104,15 +123,13 @@ class Sharing:
                 break
             bases = [base for base in bases if dead.isdisjoint(base.blobs)]
             layout = plan(chunks, bases)
-        return layout
+        return layout, was_begun
 
     def tell(self, manifest: Manifest, *, filename: str | None, beside: ExitStack) -> None:
         """Let others find a content that has just become live; what begins ends with `beside`."""
         self.note(manifest, filename=filename)
         for sample in samples(manifest.chunks, manifest.size):
             name = names.hint(sample)
-            # One that leads to a content which is there stays. Any other leads here from now on:
-            # the newest content is the one that is shared most and kept longest.
             if not self._knowledge.is_fresh(name):
                 telling: Beside[object] = beside.enter_context(Beside())
                 # If it fails, that costs sharing; the block ends all the same.
@@ -136,34 +153,49 @@ class Sharing:
         chosen = list(islice((each for each in digests if each not in known), _MOST_RELATIVES))
         return [found for found in in_order(self.read_manifest, chosen) if found is not None]
 
-    def _hinted(self, chunks: ChunkTable) -> list[Manifest]:
-        """Read the manifests of contents that others say have chunks of this one."""
+    def _hinted(self, chunks: ChunkTable, digest: str) -> _Hinted:
+        """Read the manifests of contents that others say have chunks of this one.
+
+        Where nobody says so yet, this content does: a request for each sample, whether anything is
+        found or not. Until it is live, such a hint leads nowhere, which costs only sharing.
+        """
         wanted = samples(chunks, sum(chunks.lengths))
-        told = list(in_order(self._read_hint, wanted))
+        told = list(in_order(lambda sample: self._claim(sample, digest), wanted))
         # Those that several chunks lead to first.
-        digests = sorted(filter(None, dict.fromkeys(told)), key=told.count, reverse=True)
-        found = dict(zip(digests, in_order(self.read_manifest, digests), strict=True))
-        for sample, digest in zip(wanted, told, strict=True):
-            if digest is not None and found[digest] is None:
-                self._knowledge.forget(names.hint(sample))
-        return [manifest for manifest in found.values() if manifest is not None]
+        others = sorted(set(filter(None, told)) - {digest}, key=told.count, reverse=True)
+        found = dict(zip(others, in_order(self.read_manifest, others), strict=True))
+        for sample, other in zip(wanted, told, strict=True):
+            if other in found and found[other] is None:
+                self._write_hint(names.hint(sample), digest, replace=True)
+        return _Hinted(
+            [manifest for manifest in found.values() if manifest is not None],
+            was_begun=digest in told or not wanted,
+        )
 
-    def _read_hint(self, sample: bytes) -> str | None:
+    def _claim(self, sample: bytes, digest: str) -> str | None:
+        """Return which content is said to have a chunk; if none was, None, and now it is this."""
         name = names.hint(sample)
-        asked_at = self._knowledge.now()
-        try:
-            digest = reading.record(self._backend, name, most=_HINT_SIZE).decode("ascii", "replace")
-        except errors.ArtifactNotFound:
+        if self._write_hint(name, digest):
             return None
-        if not is_digest(digest):
-            return None
-        self._knowledge.learn(name, asked_at=asked_at)
-        return digest
+        with suppress(errors.ArtifactNotFound):
+            asked_at = self._knowledge.now()
+            told = reading.record(self._backend, name, most=_HINT_SIZE).decode("ascii", "replace")
+            if is_digest(told):
+                self._knowledge.learn(name, asked_at=asked_at)
+                return told
+        self._write_hint(name, digest, replace=True)
+        return None
 
-    def _write_hint(self, name: str, digest: str) -> None:
+    def _write_hint(self, name: str, digest: str, *, replace: bool = False) -> bool:
+        """Say that a content has a chunk, unless another one is said to; returns whether it is."""
+        body = io.BytesIO(digest.encode())
         asked_at = self._knowledge.now()
-        self._backend.write(name, io.BytesIO(digest.encode()))
+        if replace:
+            self._backend.write(name, body)
+        elif not self._backend.write_if_absent(name, body):
+            return False
         self._knowledge.learn(name, asked_at=asked_at)
+        return True
 
     def read_manifest(self, digest: str) -> Manifest | None:
         """Read a manifest to lean on; None if it is not there, or not to be trusted."""

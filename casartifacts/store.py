@@ -367,11 +367,15 @@ class ContentStore:
         """Store what is new of a content as blobs; return its manifest and what that names."""
         backend = self.backend
         chunks = upload.chunks()
-        layout = (
-            plan(chunks, [])
-            if upload.anew
-            else self._sharing.lay_out(chunks, filename=upload.filename, relatives=upload.relatives)
-        )
+        if upload.anew:
+            layout, was_begun = plan(chunks, []), False
+        else:
+            layout, was_begun = self._sharing.lay_out(
+                chunks,
+                digest=upload.digest,
+                filename=upload.filename,
+                relatives=upload.relatives,
+            )
         kept = [names.blob(digest) for digest, _ in layout.leaned]
         fresh: list[str] = []
         done = upload.size - layout.fresh_size
@@ -381,7 +385,7 @@ class ContentStore:
                 publish = partial(self._publish_draft, anew=upload.anew)
                 sink = ending.enter_context(_Drafts(backend, publish))
             blobs = Plan(upload.source, chunks=chunks, layout=layout, sink=sink)
-            for blob in blobs if sink is not None else self._sent(blobs, upload):
+            for blob in blobs if sink is not None else self._sent(blobs, upload, asks=was_begun):
                 fresh.append(blob.digest)
                 done += blob.length
                 upload.report(done)
@@ -391,16 +395,16 @@ class ContentStore:
         )
         return upload.manifest.encode(), [*kept, *map(names.blob, fresh)]
 
-    def _sent(self, blobs: Plan, upload: _Upload) -> Iterator[NewBlob]:
+    def _sent(self, blobs: Plan, upload: _Upload, *, asks: bool) -> Iterator[NewBlob]:
         """Send blobs beside the pass over the file that makes them."""
 
         def missing() -> Iterator[tuple[NewBlob, bool]]:
             # An upload that was interrupted goes on where it stopped: each blob is asked for, until
             # one is missing. The others are sent unasked, which costs no request more than it must.
-            asks = not upload.anew
+            asking = asks
             for blob in blobs:
-                asks = asks and self._is_live(names.blob(blob.digest), _exactly(blob.length))
-                yield blob, asks
+                asking = asking and self._is_live(names.blob(blob.digest), _exactly(blob.length))
+                yield blob, asking
 
         def keep(asked: tuple[NewBlob, bool]) -> NewBlob:
             blob, is_live = asked

@@ -54,7 +54,7 @@ FLOORS = [
         "backends.memory",
     },
     {"backends.streaming"},
-    {"bodies", "files", "knowledge", "matching", "parallel", "progress"},
+    {"bodies", "files", "knowledge", "latest", "matching", "parallel", "progress"},
     {"manifest", "names", "records"},
     {"backends", "chunking", "digest"},
     # The conformance kit stands beside the house: it knows the contracts and nothing else.

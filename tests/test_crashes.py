@@ -53,12 +53,13 @@ EXPECTED = re.compile(
     | store/refs/[0-9a-z_-]+
     | store/blobs/([0-9a-f]{2})/\1[0-9a-f]{62}
     | store/manifests/([0-9a-f]{2})/\2[0-9a-f]{62}
+    | store/hints/([0-9a-f]{2})/\3[0-9a-f]{62}
     | store/trash/refs/[0-9a-z_-]+
     | store/tmp/[0-9a-f]{32}                             # collected by its age
     | cache/(CACHEDIR\.TAG | changes | cache\.db(-journal|-wal|-shm)?)
-    | cache/contents/([0-9a-f]{2})/\5[0-9a-f]{62}-[0-9a-f]{16}
+    | cache/contents/([0-9a-f]{2})/\6[0-9a-f]{62}-[0-9a-f]{16}
     | cache/damaged/[0-9a-f]{64}-[0-9a-f]{16}
-    | cache/tmp/[0-9a-f]{64}-[0-9a-f]{16}-[0-9]+         # dropped when its writer is dead
+    | cache/tmp/[0-9a-f]{64}-[0-9a-f]{16}-[0-9]+-[0-9]+  # gone on from when its writer is dead
     | target
     | \.casartifacts-[0-9a-f]{16}\.part                  # what a download leaves beside its target
     | model\.pt | study\.db(-journal)?

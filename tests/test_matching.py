@@ -23,7 +23,7 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from casartifacts import planning
+from casartifacts import planning, scanning
 from casartifacts.bodies import Source
 from casartifacts.chunking import ChunkerParameters
 from casartifacts.manifest import ChunkTable, Manifest, Segment
@@ -138,7 +138,7 @@ def check_bounds(
     assert len(layout.leaned) <= max(bounds.blobs, bounds.blobs * size / (4 * bounds.blob_limit))
     leaned = [part for part in layout.segments if part.blob < len(layout.leaned)]
     most_ranges = bounds.ranges * -(-size // bounds.blob_limit)
-    assert len(leaned) <= most_ranges
+    assert len(leaned) + _repetitions(layout) <= most_ranges
     # Ranges and repetitions, what is fresh between them, and where one fresh blob follows another.
     assert len(layout.segments) <= 2 * most_ranges + 1 + len(layout.fresh)
     assert all(part.length >= bounds.shortest for part in leaned)
@@ -153,6 +153,17 @@ def check_bounds(
         assert all(left.offset + left.length < right.offset for left, right in pairwise(blob))
     for left, right in pairwise(layout.segments):
         assert (left.blob, left.start + left.length) != (right.blob, right.start)
+
+
+def _repetitions(layout: Layout) -> int:
+    """Count the segments that lead back to what a fresh blob had already."""
+    count = 0
+    filled = (-1, 0)
+    for part in layout.segments:
+        if part.blob >= len(layout.leaned):
+            count += (part.blob, part.start) < filled
+            filled = max(filled, (part.blob, part.start + part.length))
+    return count
 
 
 numbers_of = st.lists(st.integers(0, 30), max_size=60)
@@ -279,32 +290,30 @@ def test_contents_without_a_chunk_in_common_share_nothing(one: list[int], two: l
 def small_blobs() -> Iterator[int]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planning, "BLOB_LIMIT", 4096)
-        patch.setattr(planning, "_WINDOW_SIZE", 3000)
+        patch.setattr(scanning, "_WINDOW_SIZE", 3000)
         yield 4096
 
 
-@given(size=st.integers(0, 30_000), seed=st.binary(max_size=8))
-def test_without_bases_a_content_is_cut_into_blobs_as_a_plan_does_it(
+@given(size=st.integers(1, 30_000), seed=st.binary(max_size=8))
+def test_without_bases_a_content_is_cut_into_blobs_as_large_as_may_be(
     small_blobs: int, size: int, seed: bytes
 ) -> None:
     whole = blake3(seed).digest(length=size)
-    plan = planning.Plan(
-        Source(io.BytesIO(whole)),
-        digest=blake3(whole).hexdigest(),
-        size=size,
-        chunker=ChunkerParameters(minimum=64, average=256, maximum=1024),
+    chunker = ChunkerParameters(minimum=64, average=256, maximum=1024)
+    chunks = scanning.cut(Source(io.BytesIO(whole)), size=size, chunker=chunker).chunks
+    assert chunks is not None
+    layout = lay_out(chunks, bases=[], bounds=Bounds(blob_limit=small_blobs))
+    expected = []
+    begin = end = 0
+    for length in chunks.lengths:
+        if end + length - begin > small_blobs:
+            expected.append((Stretch(begin, end - begin),))
+            begin = end
+        end += length
+    assert layout.fresh == (*expected, (Stretch(begin, end - begin),))
+    assert layout.segments == tuple(
+        Segment(index, 0, blob[0].length) for index, blob in enumerate(layout.fresh)
     )
-    blobs = list(plan)
-    planned = plan.manifest()
-    layout = lay_out(planned.chunks, bases=[], bounds=Bounds(blob_limit=small_blobs))
-    assert layout.fresh == tuple((Stretch(blob.start, blob.length),) for blob in blobs)
-    laid_out = layout.manifest(
-        [blob.digest for blob in blobs],
-        digest=planned.digest,
-        chunks=planned.chunks,
-        chunker=planned.chunker,
-    )
-    assert laid_out == planned
 
 
 # Which of several possibilities is taken
@@ -331,7 +340,7 @@ def test_a_repeated_chunk_goes_with_its_neighbours() -> None:
     again = shelf.put([4, 0, 0, 5, 0, 0, 0, 6], [], replace(BOUNDLESS, ranges=1))[1]
     for numbers in ([1, 0, 0, 2], [0, 2, 3], [0, 0, 2], [1, 0]):
         only(shelf.put(numbers, [base], BOUNDLESS)[0])
-    for numbers in ([5, 0], [0, 0, 0, 6], [0, 6], [0, 5], [4, 0, 0, 5, 0]):
+    for numbers in ([0, 0], [5, 0], [0, 0, 0, 6], [0, 6], [0, 5], [4, 0, 0, 5, 0]):
         only(shelf.put(numbers, [again], BOUNDLESS)[0])
 
 
@@ -340,7 +349,30 @@ def test_ranges_that_another_content_tore_are_joined() -> None:
     first = shelf.put([1, 2, 3, 4], [], BOUNDLESS)[1]
     torn = shelf.put([1, 2, 9, 3, 4], [first], BOUNDLESS)[1]
     assert len(torn.segments) == 3
-    assert only(shelf.put([1, 2, 3, 4], [torn], BOUNDLESS)[0]) == first.segments[0]
+    # Nothing shorter than the whole of it would do.
+    bounds = replace(BOUNDLESS, shortest=len(joined([1, 2, 3, 4])))
+    assert only(shelf.put([1, 2, 3, 4], [torn], bounds)[0]) == first.segments[0]
+
+
+def test_a_long_range_of_a_useless_blob_takes_no_place_of_a_useful_one() -> None:
+    bounds = replace(BOUNDLESS, blob_limit=2000, ranges=1, least_of_blob=0.5)
+    shelf = Shelf()
+    bases = [shelf.put(numbers, [], bounds)[1] for numbers in (range(1, 30), [50])]
+    layout, _ = shelf.put([1, 2, 3, 99, 50], bases, bounds)
+    assert layout.leaned == bases[1].blobs
+
+
+def test_repetitions_take_what_is_left_of_the_ranges() -> None:
+    bounds = replace(BOUNDLESS, blob_limit=480, ranges=4)
+    shelf = Shelf()
+    base = shelf.put(range(16, 0, -1), [], bounds)[1]
+    numbers = [number for at in range(1, 17) for number in (at, 1000 + at)] + [0] * 70
+    layout, _ = shelf.put(numbers, [base], bounds)
+    check_bounds(layout, numbers, [base], bounds)
+    most = 4 * -(-len(joined(numbers)) // 480)
+    leaned = sum(part.blob < len(layout.leaned) for part in layout.segments)
+    assert leaned == 16 < most
+    assert leaned + _repetitions(layout) == most
 
 
 def test_a_blob_that_is_stored_anew_is_named_once() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import optuna
 import pytest
@@ -113,7 +113,7 @@ class TestEdits:
         tiny: Callable[[Backend], ContentStore],
         size: int,
         series: list[list[Edit]],
-        data: st.DataObject,
+        data: Any,
     ) -> None:
         """Whichever process stored what before, and whatever hints say."""
         backend = MemoryArtifactStore()

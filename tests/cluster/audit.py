@@ -23,6 +23,7 @@ _KINDS = {
     "ref": re.compile(r"refs/([0-9a-f]{64}-[0-9a-f]{32})"),
     "blob": re.compile(r"blobs/(..)/(\1[0-9a-f]{62})"),
     "manifest": re.compile(r"manifests/(..)/(\1[0-9a-f]{62})"),
+    "hint": re.compile(r"hints/(..)/(\1[0-9a-f]{62})"),
 }
 
 
