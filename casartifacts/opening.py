@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
+from functools import cache as once
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from casartifacts.backends.filesystem import FileSystemArtifactStore
 from casartifacts.backends.memory import MemoryArtifactStore
-from casartifacts.cache import ArtifactCache
+from casartifacts.cache import ArtifactCache, mounts, rights
 from casartifacts.store import ContentStore
 
 if TYPE_CHECKING:
     from casartifacts.protocols import Backend
 
 __all__ = ["node_cache", "open_backend", "open_store"]
+
+logger = logging.getLogger(__name__)
 
 _KNOWN = (
     "expected a path, file:///absolute/path, memory://, s3://bucket/prefix or gs://bucket/prefix"
@@ -36,8 +41,8 @@ def open_store(
             `s3://bucket/prefix` or `gs://bucket/prefix`.
         cache: An `ArtifactCache`, the folder of one, or True for the node's: the folder named by
             `CASARTIFACTS_CACHE`, else one in the scratch folder of the job, else in the user's
-            cache folder. By default buckets have the node's cache, and paths none: they are near
-            already. False is none.
+            cache folder, unless that is on a network file system. By default buckets have the
+            node's cache, and paths none: they are near already. False is none.
         durable: For a path: whether an upload returns only after the disk has it.
         endpoint_url: For `s3://`: the server, where no AWS setting names it.
 
@@ -52,10 +57,11 @@ def open_store(
         backend = Backoff(backend)
     if cache is None:
         cache = backend.remote
-    if cache is True:
-        cache = node_cache()
-    elif cache is False:
-        return ContentStore(backend)
+    if isinstance(cache, bool):
+        folder = node_cache()
+        if not cache or (folder == _users_cache() and _is_far(folder)):
+            return ContentStore(backend)
+        cache = folder
     return ContentStore(
         backend, cache=cache if isinstance(cache, ArtifactCache) else ArtifactCache(cache)
     )
@@ -98,6 +104,44 @@ def node_cache() -> Path:
     if folder := os.environ.get("CASARTIFACTS_CACHE"):
         return Path(folder)
     # The scratch of a batch job is near and large; home folders are often neither.
-    if folder := os.environ.get("SLURM_TMPDIR"):
+    if folder := os.environ.get("SLURM_TMPDIR") or _scratch_of_job():
         return Path(folder) / "casartifacts"
+    return _users_cache()
+
+
+# What batch systems name their jobs in: Slurm, PBS, LSF, Grid Engine.
+_JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
+
+
+def _scratch_of_job() -> str:
+    """Return `TMPDIR` if the batch system made it for this job, else "".
+
+    What tells is the number of the job in it, as in /local/slurm.4711 or /tmp/4711.1.all.q: a
+    `TMPDIR` that a user sets may be anywhere, and one of all jobs is nobody's own.
+    """
+    folder = os.environ.get("TMPDIR", "")
+    for name in _JOBS:
+        number = re.match("[0-9]+", os.environ.get(name, ""))
+        if number and re.search(rf"(?<![0-9]){number[0]}(?![0-9])", folder):
+            return folder
+    return ""
+
+
+def _users_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "casartifacts"
+
+
+@once
+def _is_far(folder: Path) -> bool:
+    """Tell whether a folder is on a network file system, and if so say once what to do."""
+    mount = mounts.mount_of(str(folder))
+    if mount is None or not mount.is_network:
+        return False
+    logger.warning(
+        "No local cache: %s is on %s (%s), which other machines share. %s",
+        str(folder),
+        mount.kind,
+        mount.point,
+        rights.elsewhere(),
+    )
+    return True

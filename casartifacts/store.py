@@ -48,8 +48,10 @@ __all__ = ["ContentStore"]
 # A ref is a few hundred bytes; file names and origins are bounded by what callers send.
 _LARGEST_REF = 2**20
 
-# What the cache notes of an id that was removed: ask the backend.
+# What the cache notes of an id that was removed, and what it tells of a note that another user
+# wrote, who may have noted anything: ask the backend.
 _REMOVED = "removed"
+_HEARSAY = ""
 
 # How many contents near by are looked through for bytes of one that is fetched.
 _MOST_NEAR = 2
@@ -571,7 +573,7 @@ class ContentStore:
         # Of a removal that must be told at once; of anything else it is right anyway.
         noted = self._recall(artifact_id, exact=False)
         digest = names.digest_in(artifact_id) or noted
-        if digest is None or noted == _REMOVED:
+        if digest is None or noted in {_REMOVED, _HEARSAY}:
             return None
         return self.cache.open(digest)
 

@@ -41,6 +41,7 @@ FLOORS = [
     # The rooms of the cache.
     {"cache.room"},
     {"cache.database", "cache.slots", "cache.waiting"},
+    {"cache.listing", "cache.rights"},
     {"cache.table"},
     {"cache.folder"},
     {"cache.counters", "cache.mounts", "cache.trust"},

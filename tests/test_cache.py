@@ -35,6 +35,7 @@ from casartifacts.cache import (
     Slot,
     database,
     failures,
+    mounts,
     room,
     trust,
 )
@@ -117,11 +118,13 @@ class Contents(RuleBasedStateMachine):
     None if it has no file that can be put aside. `aside` has the sizes of what was put aside.
     """
 
+    shared = False
+
     def __init__(self) -> None:
         super().__init__()
         self.place = quick_folder()
         self.folder = Path(self.place.name, "cache")
-        self.cache = ArtifactCache(self.folder, size_limit=LIMIT)
+        self.cache = ArtifactCache(self.folder, size_limit=LIMIT, shared=self.shared)
         self.bodies: dict[str, bytes] = {}
         self.held: dict[str, int] = {}
         self.wrong: dict[str, int | None] = {}
@@ -130,6 +133,10 @@ class Contents(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.cache.close()
         self.place.cleanup()
+
+    def note_wrong(self, digest: str, size: int | None) -> None:
+        """Note that a content was made wrong, and what its file has now."""
+        self.wrong[digest] = size
 
     def pick(self, choice: int) -> str | None:
         """Choose a content that is held and right."""
@@ -193,7 +200,7 @@ class Contents(RuleBasedStateMachine):
         body = bytearray(self.bodies[digest])
         body[where % len(body)] ^= 1
         overwrite(file_of(self.folder, digest), body)
-        self.wrong[digest] = len(body)
+        self.note_wrong(digest, len(body))
 
     @rule(choice=st.integers(0), left=st.integers(0))
     def truncate(self, choice: int, left: int) -> None:
@@ -202,7 +209,7 @@ class Contents(RuleBasedStateMachine):
             return
         left %= self.held[digest]
         overwrite(file_of(self.folder, digest), self.bodies[digest][:left])
-        self.wrong[digest] = left
+        self.note_wrong(digest, left)
 
     @rule(choice=st.integers(0), instead=st.sampled_from(["nothing", "symlink", "folder", "fifo"]))
     def replace(self, choice: int, instead: str) -> None:
@@ -218,7 +225,7 @@ class Contents(RuleBasedStateMachine):
         elif instead == "fifo":
             os.mkfifo(path)
         # What is neither file nor folder counts for nothing and stays until its row goes.
-        self.wrong[digest] = None
+        self.note_wrong(digest, None)
 
     @rule(choice=st.integers(0), is_copied=st.booleans())
     def touch(self, choice: int, is_copied: bool) -> None:
@@ -247,6 +254,30 @@ class Contents(RuleBasedStateMachine):
 
 TestContents = Contents.TestCase
 TestContents.settings = settings(max_examples=60, stateful_step_count=30)
+
+
+class SharedContents(Contents):
+    """The same, where others can write: what counts is the file, not what a row says of it."""
+
+    shared = True
+
+    def note_wrong(self, digest: str, size: int | None) -> None:
+        del self.held[digest]
+        if size is not None:
+            # It was written to just now, which makes it the youngest.
+            self.held[digest] = size
+            self.wrong[digest] = size
+
+    @invariant()
+    def lets_the_clock_go_on(self) -> None:
+        # The clock of a file system stands still for up to 10 ms; of one age any may go first.
+        time.sleep(0.012)
+        assert not self.folder.exists() or self.folder.stat().st_mode & 0o7777 == 0o2770
+        assert not (self.folder / "cache.db").exists()
+
+
+TestSharedContents = SharedContents.TestCase
+TestSharedContents.settings = settings(max_examples=20, stateful_step_count=20)
 
 
 # Room
@@ -530,12 +561,26 @@ def test_a_tampered_database_is_neither_executed_nor_followed(
         (event, path)
         for event, path in noted
         if not os.path.realpath(path).startswith(f"{folder}{os.sep}")
-        and path not in {str(folder), "/proc/sys/kernel/random/boot_id"}
+        and path not in {str(folder), "/proc/sys/kernel/random/boot_id", mounts.MOUNTINFO}
     ]
     assert noted
     assert not strayed
     assert outside.read_bytes() == BODY
     assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("size", [-(10**6), 2**60, "much", 1.5])
+def test_a_row_that_lies_about_its_size_makes_no_room(folder: Path, size: object) -> None:
+    """Neither more than there is, nor in vain: the sizes are taken from the files again."""
+    bodies = [bytes([number]) * 900 for number in range(3)]
+    for body in bodies[:2]:
+        assert keep(ArtifactCache(folder, size_limit=2_000), body)
+    with rows(folder) as table:
+        table.execute("UPDATE Cache SET size = ? WHERE key = ?", (size, digest_of(bodies[0])))
+    fresh = ArtifactCache(folder, size_limit=2_000)
+    assert keep(fresh, bodies[2])
+    assert bytes_in(folder) == fresh.volume() == 1_800
+    assert read(fresh, digest_of(bodies[2])) == bodies[2]
 
 
 @pytest.mark.parametrize("statement", SETTINGS.values(), ids=SETTINGS.keys())
@@ -552,8 +597,9 @@ def test_no_setting_is_taken_from_the_database(folder: Path, statement: str) -> 
     assert read(fresh, DIGEST) == BODY
     for number in range(20):
         assert keep(fresh, bytes([number]))
-    table = fresh._database._open()
-    assert table.sql("PRAGMA mmap_size").fetchone() in {None, (0,)}
+    opened = fresh._database._open()
+    assert isinstance(opened, table_module.Table)
+    assert opened.sql("PRAGMA mmap_size").fetchone() in {None, (0,)}
     assert fresh.volume() == len(BODY) + 20
     assert not list(folder.glob("damaged/*"))
 
@@ -637,12 +683,12 @@ def restamp(folder: Path, digest: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "is_trusted"), [(0o700, True), (0o755, True), (0o770, False), (0o702, False)]
+    ("mode", "is_trusted"), [(0o700, True), (0o755, True), (0o770, False), (0o2770, False)]
 )
 def test_a_stamp_is_enough_where_only_this_user_can_write(
     folder: Path, mode: int, is_trusted: bool
 ) -> None:
-    """Elsewhere the bytes are hashed each time: a forged stamp changes nothing."""
+    """Elsewhere no stamp is noted that somebody could forge, and the bytes are hashed."""
     cache = ArtifactCache(folder, size_limit=10_000)
     folder.mkdir()
     folder.chmod(mode)
@@ -650,7 +696,9 @@ def test_a_stamp_is_enough_where_only_this_user_can_write(
     assert read(cache, DIGEST) == BODY
     forged = b"A" + BODY[1:]
     overwrite(file_of(folder, DIGEST), forged)
-    restamp(folder, DIGEST)
+    if is_trusted:
+        restamp(folder, DIGEST)
+    assert (folder / "cache.db").exists() is is_trusted
     assert read(ArtifactCache(folder), DIGEST) == (forged if is_trusted else None)
     if not is_trusted:
         assert cache.open(DIGEST) is None
@@ -1087,7 +1135,7 @@ def test_a_hit_on_an_id_without_a_record_asks_no_table(folder: Path) -> None:
     assert cache.recall(NAME, exact=False) is None
     assert read(cache, DIGEST) == BODY
     table = cache._database._table
-    assert table is not None
+    assert isinstance(table, table_module.Table)
     assert table._connection is None
     ArtifactCache(folder).remember(NAME, "removed")
     assert cache.recall(NAME, exact=False) == "removed"

@@ -798,10 +798,16 @@ def test_a_cache_whose_table_is_broken_is_left_as_it_is(tmp_path: Path) -> None:
 def test_a_cache_that_others_may_write_to_and_one_that_we_may_not(without_privileges: Path) -> None:
     folder = without_privileges / "cache"
     fill(ArtifactCache(folder))
-    folder.chmod(0o777)
-    found = examine(without_privileges / "store", cache=folder)
-    assert not_fine(found) == {"cache": "warning"}
-    assert "others may write" in found["cache"].found
+    for mode, state, said in (
+        (0o777, "wrong", "anybody may write"),
+        (0o770, "warning", "others may write"),
+        (0o2770, "fine", "shared with group"),
+    ):
+        folder.chmod(mode)
+        found = examine(without_privileges / "store", cache=folder)
+        assert found["cache"].state == state
+        assert said in found["cache"].found
+        assert not_fine(found) == ({} if state == "fine" else {"cache": state})
     folder.chmod(0o555)
     found = examine(without_privileges / "store", cache=folder)
     assert not_fine(found) == {"cache": "wrong"}

@@ -6,6 +6,8 @@
     waiting     for another one that brings the same content in
     database    how the table is reached, replaced, and kept from forks
     table       which contents there are (diskcache, SQLite)
+    listing     the same, where others can write to the folder
+    rights      in which folders no cache may lie
     folder      what lies in the folder, and the steps in it
     trust       stamps: what need not be hashed again
     mounts      on which file system a folder lies
@@ -15,8 +17,9 @@
 Rule 1: a failing cache never fails a read. It says so once per kind of failure and is gone around;
 only a `Slot` raises, and only `CacheUnavailable`.
 Rule 2: what lies here is trusted only as far as a stamp goes that was taken when its bytes were
-verified. Another stamp, another boot, a folder that others can write to: it is hashed again. What
-is wrong is put aside and counts as a miss, so it heals.
+verified. Another stamp, another boot: it is hashed again. A file that another user can change is
+hashed at each delivery, while a private copy of it is made, and that copy is handed out. What is
+wrong is put aside and counts as a miss, so it heals.
 Rule 3: nothing found in the folder is executed, and nothing outside it is read, moved or deleted:
 no pickle, no setting and no path is taken from the database (diskcache 5.6.3, CVE-2025-69872).
 Rule 4: correctness rests on no lock, and no hit waits for another process.
@@ -28,6 +31,7 @@ import contextlib
 import io
 import logging
 import os
+import secrets
 import time
 from functools import partial
 from pathlib import Path
@@ -36,11 +40,11 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeVar, overload
 from casartifacts.cache import folder as places
 from casartifacts.cache import room, trust
 from casartifacts.cache.counters import Counters, Counting
-from casartifacts.cache.database import Database
+from casartifacts.cache.database import AnyTable, Database
 from casartifacts.cache.failures import CacheUnavailable, WrongError
 from casartifacts.cache.folder import Filling
 from casartifacts.cache.slots import Leftover, Slot
-from casartifacts.cache.table import Row, Table, is_record_name, is_record_text
+from casartifacts.cache.table import Row, is_record_name, is_record_text
 from casartifacts.cache.trust import Stamp, stamp_of
 from casartifacts.cache.waiting import wait_for
 from casartifacts.digest import is_digest
@@ -57,6 +61,9 @@ _T = TypeVar("_T")
 # A hit makes its content young again only this often: so nearly every hit writes nothing and takes
 # no lock (8 processes: 171k hits/s against 16k when each is a transaction).
 _REFRESH_SECONDS = 600
+
+# A private copy of at most this many bytes is made in memory; of more, in the folder.
+_MOST_IN_MEMORY = 2**20
 
 # Contents that a process found right, 0.5 KiB each: these are opened without SQLite.
 _MOST_KNOWN = 16_384
@@ -78,10 +85,14 @@ class ArtifactCache:
     is in use. Nothing on the disk is touched before its first use.
 
     Args:
-        folder: Where; made for this user alone at first use. On a local file system.
+        folder: Where; made at first use. On a local file system.
         size_limit: The most bytes of contents; by default a tenth of the file system, at most
             100 GiB.
         min_free: The bytes of the file system that stay free, whatever the limit; by default 5 %.
+        shared: Whether the folder, if there is none yet or an empty one, is made for all of its
+            group, which is that of the folder above if that has the setgid bit, else the user's
+            own. Who finds it made needs to say nothing: its mode (2770) does. Otherwise it is made
+            for this user alone.
     """
 
     def __init__(
@@ -90,6 +101,7 @@ class ArtifactCache:
         *,
         size_limit: int | None = None,
         min_free: int | None = None,
+        shared: bool = False,
     ) -> None:
         self.folder = Path(os.path.abspath(folder))
         self._folder = str(self.folder)
@@ -104,7 +116,8 @@ class ArtifactCache:
         self._size_limit = size_limit
         self._min_free = min_free
         self._counting = Counting()
-        self._database = Database(self._folder)
+        self._shared = shared
+        self._database = Database(self._folder, shared=shared)
         self._known: dict[str, _Known] = {}
         self._recalled: dict[str, tuple[Stamp, str | None]] = {}
         self._warned: set[str] = set()
@@ -116,10 +129,14 @@ class ArtifactCache:
         return f"ArtifactCache({self._folder!r}{''.join(said)})"
 
     def _settings(self) -> dict[str, object]:
-        return {"size_limit": self._size_limit, "min_free": self._min_free}
+        return {
+            "size_limit": self._size_limit,
+            "min_free": self._min_free,
+            "shared": self._shared or None,
+        }
 
     def __getstate__(self) -> dict[str, object]:
-        return {"folder": self.folder, **self._settings()}
+        return {"folder": self.folder, **self._settings(), "shared": self._shared}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -175,7 +192,7 @@ class ArtifactCache:
     def clean(self) -> None:
         """Delete what dead processes left, and the rows of contents that are not there."""
 
-        def clean(table: Table) -> None:
+        def clean(table: AnyTable) -> None:
             with table.transact():
                 room.tidy(table, self._folder)
 
@@ -183,7 +200,7 @@ class ArtifactCache:
 
     def volume(self) -> int:
         """Return the bytes of contents held; 0 if the cache cannot tell."""
-        return self._try(Table.bytes_held) or 0
+        return self._try(lambda table: table.bytes_held()) or 0
 
     # Contents in
 
@@ -249,6 +266,9 @@ class ArtifactCache:
     def recall(self, name: str, *, exact: bool = True) -> str | None:
         """Return the text that was remembered under this name last, by whoever, or None.
 
+        If it was another user of a shared folder, what is returned is "": who it was could have
+        written anything, so all that is known is that there is a text.
+
         Args:
             name: The name.
             exact: Whether None is certain, too. With False, who was told None may be told so again
@@ -299,30 +319,34 @@ class ArtifactCache:
 
     # How a content is found right
 
-    def _look_up(self, digest: str) -> io.FileIO | None:
+    def _look_up(self, digest: str) -> BinaryIO | None:
         row = self._try(lambda table: table.find(digest))
         if row is None:
             return None
-        file = None
-        try:
-            file = places.open_content(places.path_of(self._folder, row.name, digest=digest))
-            self._verify(file, digest, row)
-        except WrongError as error:
-            self._try(partial(self._expel, digest=digest, row=row, why=str(error)), writes=True)
-        except OSError as error:
-            self._warn("its files cannot be used", error)
-        else:
-            return file
-        if file is not None:
-            file.close()
+        with contextlib.ExitStack() as stack:
+            try:
+                file = places.open_content(places.path_of(self._folder, row.name, digest=digest))
+                stack.callback(file.close)
+                if not trust.is_private(self._folder):
+                    found = self._verify_shared(file, digest, row)
+                else:
+                    found = self._verify(file, digest, row)
+                if found is file:
+                    stack.pop_all()
+            except WrongError as error:
+                self._try(partial(self._expel, digest=digest, row=row, why=str(error)), writes=True)
+            except CacheUnavailable as error:
+                self._warn(str(error), error.__cause__)
+            except OSError as error:
+                self._warn("its files cannot be used", error)
+            else:
+                return found
         return None
 
-    def _verify(self, file: io.FileIO, digest: str, row: Row) -> None:
+    def _verify(self, file: io.FileIO, digest: str, row: Row) -> io.FileIO:
         """Find an open file right, by its stamp or by hashing it."""
         stamp = stamp_of(os.fstat(file.fileno()))
-        if not trust.is_private(self._folder):
-            trust.verify(file, digest)
-        elif (age := trust.age(row.tag, stamp)) is None:
+        if (age := trust.age(row.tag, stamp)) is None:
             stamp = trust.settle(file.fileno())
             trust.verify(file, digest)
             self._mark(digest, row.name, stamp)
@@ -331,6 +355,51 @@ class ArtifactCache:
         else:
             self._know(digest, row.name, stamp, age=age)
         self._count_hit(stamp)
+        return file
+
+    def _verify_shared(self, file: io.FileIO, digest: str, row: Row) -> io.FileIO | None:
+        """Find an open file right in a folder that others can write to, or a copy of it.
+
+        Nothing that is noted there counts. A file of this user's that nobody else can write to is
+        known to this process from now on; of any other one a private copy is handed out, because
+        its owner may change it at any moment. None if there is no room for that.
+        """
+        status = os.fstat(file.fileno())
+        stamp = stamp_of(status)
+        found: io.FileIO | None = file
+        if not trust.is_own(status):
+            found = self._copy(file, digest, size=status.st_size)
+        else:
+            trust.verify(file, digest)
+        if found is None:
+            return None
+        # Of who lists a folder, the ctime of a file is the age of its content.
+        age = abs(time.time() - status.st_ctime)
+        if age > _REFRESH_SECONDS:
+            self._try(lambda table: table.refresh(digest, row.name, tag="", now=0), writes=True)
+        elif found is file and trust.is_settled(stamp):
+            self._know(digest, row.name, stamp, age=age)
+        self._count_hit(stamp)
+        return found
+
+    def _copy(self, file: io.FileIO, digest: str, *, size: int) -> io.FileIO | None:
+        """Make a private copy of a file while it is hashed; None if there is no room for it."""
+        if size <= _MOST_IN_MEMORY and hasattr(os, "memfd_create"):
+            copy = io.FileIO(os.memfd_create("content"), "r+")
+        else:
+            # Under the name of a content that nobody has, so that its room is reserved, and whose
+            # it was when it is dead is known, until its reader is closed.
+            nobodys = secrets.token_hex(32)
+            slot = self._reserve(nobodys, size=size)
+            if slot is None:
+                return None
+            copy = _Copy(slot)
+        with contextlib.ExitStack() as stack:
+            stack.callback(copy.close)
+            trust.verify(file, digest, copy_to=copy.fileno(), most=size)
+            copy.seek(0)
+            stack.pop_all()
+        return copy
 
     def _mark(self, digest: str, name: str, stamp: Stamp) -> None:
         """Note that a file is right and in use: its content is young again."""
@@ -344,7 +413,7 @@ class ArtifactCache:
         known = _Known(name, f"{self._folder}/{name}", stamp, refresh_at)
         _put_bounded(self._known, digest, known)
 
-    def _expel(self, table: Table, *, digest: str, row: Row, why: str) -> None:
+    def _expel(self, table: AnyTable, *, digest: str, row: Row, why: str) -> None:
         """Drop the row of a content that turned out wrong, and put its file aside."""
         with table.transact():
             # The tag says which row was seen: another process may have put a right one there.
@@ -381,7 +450,7 @@ class ArtifactCache:
         if self._size_limit is not None and size > self._size_limit:
             return None
 
-        def reserve(table: Table) -> Slot | Filling | None:
+        def reserve(table: AnyTable) -> Slot | Filling | None:
             return room.reserve(
                 table,
                 partial(Slot, self._folder, digest=digest, size=size, take_in=self._take_in),
@@ -401,7 +470,7 @@ class ArtifactCache:
         name = places.new_content_name(slot.digest)
         path = f"{self._folder}/{name}"
 
-        def move_in(table: Table) -> tuple[io.FileIO, Stamp]:
+        def move_in(table: AnyTable) -> tuple[io.FileIO, Stamp]:
             with contextlib.ExitStack() as stack:
                 stack.callback(places.move_back, path, to=slot.path)
                 # One transaction, so that nobody takes the file for one that has no row.
@@ -417,13 +486,13 @@ class ArtifactCache:
 
         file, stamp = self._database.ask(move_in, writes=True)
         with contextlib.suppress(OSError):
-            if trust.is_private(self._folder):
+            if trust.is_own(os.fstat(file.fileno())):
                 self._know(slot.digest, name, stamp, age=0)
         return file
 
     # How it fails
 
-    def _try(self, act: Callable[[Table], _T], *, writes: bool = False) -> _T | None:
+    def _try(self, act: Callable[[AnyTable], _T], *, writes: bool = False) -> _T | None:
         """Do something with the table; None, and one warning, if the cache cannot."""
         try:
             return self._database.ask(act, writes=writes)
@@ -435,7 +504,21 @@ class ArtifactCache:
         if what not in self._warned:
             self._warned.add(what)
             # Texts, not objects: a log record may be kept, and what it names with it.
-            logger.warning("%s is gone around: %s (%s)", repr(self), what, repr(error))
+            why = "" if error is None else f" ({error!r})"
+            logger.warning("%s is gone around: %s%s", repr(self), what, why)
+
+
+class _Copy(io.FileIO):
+    """A private copy of a content, which is gone when its reader is closed."""
+
+    def __init__(self, slot: Slot) -> None:
+        self._slot = slot
+        super().__init__(os.dup(slot.fileno()), "r+")
+
+    def close(self) -> None:
+        """Close it, and give its room back."""
+        super().close()
+        self._slot.close()
 
 
 def _put_bounded(memory: dict[str, _T], name: str, value: _T) -> None:

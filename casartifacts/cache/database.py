@@ -6,6 +6,8 @@ the contents that are there.
 Rule 3: SQLite is not carried across a fork: a connection of the parent's, even one that is only
 closed in the child, makes the child believe that it holds locks (sqlite.org/howtocorrupt, 2.6). So
 no thread is inside SQLite at a fork, and no connection is open.
+Rule 4: SQLite is used in a folder of this user's own only; elsewhere the folder is its own table. A
+folder that changed its owner, its group or its mode is looked at anew.
 """
 
 from __future__ import annotations
@@ -21,17 +23,21 @@ import weakref
 from typing import TYPE_CHECKING, TypeVar
 
 from casartifacts.cache import folder as places
+from casartifacts.cache import rights, trust
 from casartifacts.cache.failures import CacheUnavailable, Pause
+from casartifacts.cache.listing import Listing
 from casartifacts.cache.table import BUSY_SECONDS, FAILURES, Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Database", "trouble_with"]
+__all__ = ["AnyTable", "Database", "trouble_with"]
 
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+
+AnyTable = Table | Listing
 
 # What SQLite answers when the file is wrong; the rest (FULL, CANTOPEN) lies in its place.
 _BROKEN = {
@@ -48,19 +54,21 @@ _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 class Database:
     """The table in a folder, for all threads of this process."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, *, shared: bool = False) -> None:
         self._folder = folder
+        self._shared = shared
         self._path = f"{folder}/{places.TABLE}"
-        self._table: Table | None = None
+        self._table: AnyTable | None = None
         # Device and inode of the database that is open: another process may have replaced it.
         self._identity: tuple[int, int] | None = None
+        self._rights: tuple[int, ...] | None = None
         self._has_replaced = False
         self._shut = Pause()
         self._unwritable = Pause()
         with _guard:
             _living.add(self)
 
-    def ask(self, act: Callable[[Table], _T], *, writes: bool = False) -> _T:
+    def ask(self, act: Callable[[AnyTable], _T], *, writes: bool = False) -> _T:
         """Do something with the table.
 
         Raises:
@@ -73,6 +81,10 @@ class Database:
             try:
                 return act(self._open())
             except Exception as error:
+                if isinstance(error, CacheUnavailable):
+                    if self._table is not None:
+                        raise
+                    raise self._shut.begin(str(error)) from None  # no cache may lie there
                 if not self._replace(error):
                     raise self._judge(error, writes=writes) from error
             try:
@@ -86,16 +98,25 @@ class Database:
             if self._table is not None:
                 self._table.close()
 
-    def _open(self) -> Table:
-        if self._table is None or _identity(self._path) != self._identity:
+    def _open(self) -> AnyTable:
+        if (
+            self._table is None
+            or _identity(self._path) != self._identity
+            or _rights(self._folder) != self._rights
+        ):
             self.close()
             self._table = None
             self._table = self._start()
         return self._table
 
-    def _start(self) -> Table:
-        places.make(self._folder)
+    def _start(self) -> AnyTable:
+        rights.check(self._folder)
+        places.make(self._folder, shared=self._shared)
+        rights.check(self._folder)
+        self._rights = _rights(self._folder)
         self._identity = _identity(self._path)
+        if not trust.is_private(self._folder):
+            return Listing(self._folder)
         for name in (self._path, f"{self._path}-wal", f"{self._path}-shm"):
             if os.path.lexists(name) and not stat.S_ISREG(os.lstat(name).st_mode):
                 raise sqlite3.DatabaseError(f"{name} is no file")
@@ -115,6 +136,8 @@ class Database:
 
     def _replace(self, error: Exception) -> bool:
         """Put a broken database aside; returns whether it is worth trying again."""
+        if isinstance(self._table, Listing):
+            return False
         if self._has_replaced or not _is_broken(error, self._path):
             return False
         self._has_replaced = True
@@ -135,6 +158,11 @@ class Database:
     def _judge(self, error: Exception, *, writes: bool) -> CacheUnavailable:
         """Say in which way the cache fails, and leave that alone for a while."""
         self.close()
+        if isinstance(self._table, Listing):
+            self._table = None  # the next use makes what is missing of the folder
+            if writes:
+                return self._unwritable.begin("its folder cannot be written")
+            return CacheUnavailable("its folder cannot be read")
         if self._table is None or _is_broken(error, self._path):
             return self._shut.begin("its folder or its table cannot be used")
         if isinstance(error, FAILURES):
@@ -173,6 +201,16 @@ def _identity(path: str) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return status.st_dev, status.st_ino
+
+
+def _rights(folder: str) -> tuple[int, ...] | None:
+    """Return which folder this is, whose, and who can write to it; None if there is none."""
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return None
+    others = status.st_mode & (stat.S_ISGID | stat.S_IWGRP | stat.S_IWOTH)
+    return status.st_dev, status.st_ino, status.st_uid, status.st_gid, others
 
 
 def _code(error: BaseException) -> int | None:

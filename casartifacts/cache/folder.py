@@ -9,10 +9,16 @@
     <folder>/damaged/                 what turned out wrong, for inspection: the newest four
     <folder>/changes                  a byte more for what others must be told of a record
 
+Where others can write to the folder there is no table (`listing` says why), but
+
+    <folder>/records/<digest of its name>     a text record
+
 Rule 1: this file is the only one that spells a name in the folder.
 Rule 2: nothing outside the folder is read, moved or deleted: no symlink is followed, and a name
 counts only if it has the form of ours.
 Rule 3: nothing here knows what is in the table.
+Rule 4: what is made has the rights of the folder that it is made in, whatever the umask: in one
+that its group can write to, the group can write to folders and read files.
 """
 
 from __future__ import annotations
@@ -27,10 +33,10 @@ import stat
 from typing import TYPE_CHECKING, NamedTuple
 
 from casartifacts.cache.failures import WrongError
-from casartifacts.cache.trust import Stamp, stamp_of
+from casartifacts.cache.trust import Stamp, is_own, is_private, stamp_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 try:
     import fcntl
@@ -43,8 +49,12 @@ __all__ = [
     "Aside",
     "Filling",
     "aside",
+    "bound_records",
     "changes",
+    "close_content",
     "content_names",
+    "content_names_of",
+    "delete_content",
     "digest_of_content",
     "extents",
     "fillings",
@@ -52,6 +62,7 @@ __all__ = [
     "lock",
     "make",
     "make_filling",
+    "may_use",
     "move_back",
     "move_in",
     "new_content_name",
@@ -59,7 +70,10 @@ __all__ = [
     "path_of",
     "put_aside",
     "put_table_aside",
+    "read_record",
+    "rename_content",
     "say_changed",
+    "write_record",
 ]
 
 TABLE = "cache.db"
@@ -73,6 +87,11 @@ _CONTENT_NAME = re.compile(r"contents/([0-9a-f]{2})/\1[0-9a-f]{62}-[0-9a-f]{16}"
 _FILLING_NAME = re.compile(r"([0-9a-f]{64})-[0-9a-f]{16}-([0-9]{1,10})-([0-9]{1,18})")
 _DAMAGED_CONTENT = re.compile(r"[0-9a-f]{64}-[0-9a-f]{16}")
 _DAMAGED_TABLE = re.compile(rf"{re.escape(TABLE)}(-wal|-shm)?-[0-9a-f]{{16}}")
+
+_RECORD_FILE = re.compile(r"[0-9a-f]{64}(-[0-9a-f]{16})?")
+
+# A record holds at most 1,200 characters; what is longer is none.
+_MOST_IN_RECORD = 1_300
 
 # How many contents that turned out wrong, and files of a broken table, are kept for inspection.
 _MOST_DAMAGED = 4
@@ -89,26 +108,82 @@ _SAFE = (
 )
 READ = os.O_RDONLY | _SAFE
 _MAKE = os.O_RDWR | os.O_CREAT | os.O_EXCL | _SAFE
-_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _SAFE
+_APPEND = os.O_WRONLY | os.O_APPEND | _SAFE
+_FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _SAFE
+
+# Windows has no descriptors of folders, nor other users who could swap one.
+_HAS_DIR_FD = {os.open, os.rename, os.stat, os.unlink} <= os.supports_dir_fd
+
+_PRIVATE = 0o700
+_SHARED = 0o2770
 
 
-def make(folder: str) -> None:
-    """Make what is missing of the folder."""
-    os.makedirs(folder, mode=0o700, exist_ok=True)
+def make(folder: str, *, shared: bool = False) -> None:
+    """Make what is missing of the folder, for this user alone or for all of a group."""
+    shared = shared and hasattr(os, "geteuid")
+    if not os.path.isdir(folder):
+        _make_folder(folder, mode=_SHARED if shared else _PRIVATE)
+    elif shared and not os.listdir(folder) and os.stat(folder).st_uid == os.geteuid():
+        os.chmod(folder, _SHARED)
+    is_shared = bool(_group_rights(folder))
     if not os.listdir(folder):
-        _write_new(f"{folder}/CACHEDIR.TAG", _CACHEDIR_TAG)
-    for name in ("contents", "tmp", "damaged"):
-        os.makedirs(f"{folder}/{name}", mode=0o700, exist_ok=True)
+        _write_new(f"{folder}/CACHEDIR.TAG", _CACHEDIR_TAG, mode=0o640 if is_shared else 0o600)
+    for name in ("contents", "tmp", "damaged", *(["records"] if not is_private(folder) else [])):
+        if not os.path.isdir(f"{folder}/{name}"):
+            _make_below(f"{folder}/{name}")
         if os.path.islink(f"{folder}/{name}"):
             raise NotADirectoryError(f"{folder}/{name} is a symlink; a cache keeps to its folder")
-    # One byte, so that the disk has room for more even when it is full.
-    _write_new(f"{folder}/changes", b".")
+    _make_changes(folder)
 
 
-def _write_new(path: str, body: bytes) -> None:
+def _group_rights(folder: str) -> int:
+    """Return the bits of a folder's mode that say what its group can do, 0 if not write."""
+    if not hasattr(os, "geteuid"):
+        return 0
+    mode = os.stat(folder).st_mode
+    return mode & (stat.S_ISGID | stat.S_IRWXG) if mode & stat.S_IWGRP else 0
+
+
+def _make_below(path: str) -> None:
+    """Make a folder that has the rights of the one above it."""
+    _make_folder(path, mode=_PRIVATE | _group_rights(os.path.dirname(path)))
+
+
+def _make_folder(path: str, *, mode: int) -> None:
+    """Make a folder, and what is missing above it; it appears with the mode that it shall have."""
+    if mode == _PRIVATE:
+        os.makedirs(path, mode=mode, exist_ok=True)
+        return
+    above = os.path.dirname(path)
+    if not os.path.isdir(above):
+        _make_folder(above, mode=mode)
+    beside = f"{path}.{secrets.token_hex(8)}"
+    os.mkdir(beside, _PRIVATE)
+    try:
+        # By a descriptor: somebody may have put a symlink there meanwhile.
+        descriptor = os.open(beside, _FOLDER)
+        try:
+            os.fchmod(descriptor, mode)
+        finally:
+            os.close(descriptor)
+        os.rename(beside, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.rmdir(beside)
+        if not os.path.isdir(path):
+            raise
+
+
+def _write_new(path: str, body: bytes, *, mode: int) -> None:
     """Write a file unless there is one."""
-    with contextlib.suppress(FileExistsError), open(path, "xb") as file:
-        file.write(body)
+    with contextlib.suppress(FileExistsError):
+        descriptor = os.open(path, _MAKE, 0o600)
+        try:
+            if mode != 0o600:  # noqa: PLR2004 -- as it was made
+                os.fchmod(descriptor, mode)
+            os.write(descriptor, body)
+        finally:
+            os.close(descriptor)
 
 
 # That records changed
@@ -124,11 +199,18 @@ def changes(folder: str) -> Stamp | None:
 
 def say_changed(folder: str) -> None:
     """Make `changes` return another value, in every process."""
-    descriptor = os.open(f"{folder}/changes", _APPEND, 0o600)
+    if not os.path.lexists(f"{folder}/changes"):
+        _make_changes(folder)
+    descriptor = os.open(f"{folder}/changes", _APPEND)
     try:
         os.write(descriptor, b".")
     finally:
         os.close(descriptor)
+
+
+def _make_changes(folder: str) -> None:
+    # One byte, so that the disk has room for more even when it is full.
+    _write_new(f"{folder}/changes", b".", mode=0o660 if _group_rights(folder) else 0o600)
 
 
 # Contents
@@ -142,9 +224,60 @@ def new_content_name(digest: str) -> str:
 def content_names(folder: str) -> Iterator[str]:
     """Yield the names of what lies among the contents."""
     for above in os.listdir(f"{folder}/contents"):
-        if os.path.isdir(f"{folder}/contents/{above}"):
-            for last in os.listdir(f"{folder}/contents/{above}"):
-                yield f"contents/{above}/{last}"
+        place = f"{folder}/contents/{above}"
+        names = []
+        if os.path.isdir(place):
+            with contextlib.suppress(PermissionError):  # another user's, who closed it
+                names = os.listdir(place)
+        for last in names:
+            yield f"contents/{above}/{last}"
+
+
+def content_names_of(folder: str, digest: str) -> list[str]:
+    """Return the names of what may be a file of this content, and can be put aside."""
+    above = f"contents/{digest[:2]}"
+    if not may_use(f"{folder}/{above}"):
+        return []
+    names = os.listdir(f"{folder}/{above}")
+    return sorted(f"{above}/{name}" for name in names if name.startswith(digest))
+
+
+def delete_content(folder: str, name: str) -> bool:
+    """Delete a content; tells whether it was there and is gone."""
+    return _in_place(folder, name, lambda last, at: os.unlink(last, dir_fd=at))
+
+
+def rename_content(folder: str, name: str, new_name: str) -> bool:
+    """Give the file of a content another name of the same content, which makes it young."""
+    new = new_name.rpartition("/")[2]
+    return _in_place(
+        folder, name, lambda last, at: os.rename(last, new, src_dir_fd=at, dst_dir_fd=at)
+    )
+
+
+def _in_place(folder: str, name: str, act: Callable[[str, int | None], None]) -> bool:
+    """Do something with a content, in its folder, which is reached without any symlink."""
+    if path_of(folder, name) is None:
+        return False
+    above, _, last = name.rpartition("/")
+    try:
+        with _held(folder, above) as at:
+            act(last, at)
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _held(folder: str, name: str) -> Iterator[int]:
+    """Open a folder of ours below the folder, which no symlink can replace meanwhile."""
+    with contextlib.ExitStack() as stack:
+        at = os.open(folder, os.O_RDONLY)
+        stack.callback(os.close, at)
+        for each in name.split("/"):
+            at = os.open(each, _FOLDER, dir_fd=at)
+            stack.callback(os.close, at)
+        yield at
 
 
 def path_of(folder: str, name: object, *, digest: str = "") -> str | None:
@@ -179,6 +312,17 @@ def open_content(path: str | None) -> io.FileIO:
     return io.FileIO(descriptor)
 
 
+def may_use(folder: str | os.PathLike[str]) -> bool:
+    """Tell whether this user may read, write and enter a folder."""
+    effective = os.access in os.supports_effective_ids
+    return os.access(folder, os.R_OK | os.W_OK | os.X_OK, effective_ids=effective)
+
+
+def close_content(descriptor: int, folder: str) -> None:
+    """Take from a finished file the right to be written."""
+    os.fchmod(descriptor, 0o440 if _group_rights(folder) else 0o400)
+
+
 # Files being filled
 
 
@@ -194,7 +338,10 @@ class Filling(NamedTuple):
 def make_filling(folder: str, digest: str, *, size: int) -> tuple[str, int]:
     """Make a file to be filled, which reserves its room; returns its path and its descriptor."""
     path = f"{folder}/tmp/{digest}-{secrets.token_hex(8)}-{os.getpid()}-{size}"
-    return path, os.open(path, _MAKE, 0o600)
+    descriptor = os.open(path, _MAKE, 0o600)
+    if _group_rights(folder):
+        os.fchmod(descriptor, 0o640)  # so that others see whether its owner lives
+    return path, descriptor
 
 
 def fillings(folder: str) -> Iterator[Filling]:
@@ -255,7 +402,7 @@ def move_in(path: str, descriptor: int, *, to: str) -> io.FileIO:
     """Give a finished file its place, and open it there."""
     above = os.path.dirname(to)
     if not os.path.isdir(above):
-        os.makedirs(above, mode=0o700, exist_ok=True)
+        _make_below(above)
     if os.path.islink(above) or os.path.islink(os.path.dirname(above)):
         raise NotADirectoryError(f"{above} is reached through a symlink")
     os.rename(path, to)
@@ -270,6 +417,54 @@ def move_back(path: str, *, to: str) -> None:
     """Take a file out of its place again, if it got there."""
     with contextlib.suppress(OSError):
         os.rename(path, to)
+
+
+# Records, where there is no table
+
+
+def read_record(folder: str, name: str) -> tuple[str, bool] | None:
+    """Return the text of a record, and whether this user wrote it; None if there is none."""
+    try:
+        descriptor = os.open(f"{folder}/records/{name}", READ)
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            return None
+        return "", False
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        return "", False
+    with io.FileIO(descriptor) as file:
+        text = (file.read(_MOST_IN_RECORD) or b"").decode("ascii", errors="replace")
+        return text, is_own(status)
+
+
+def write_record(folder: str, name: str, text: str) -> None:
+    """Write a record, at once."""
+    path = f"{folder}/records/{name}"
+    beside = f"{path}-{secrets.token_hex(8)}"
+    _write_new(beside, text.encode("ascii"), mode=0o640 if _group_rights(folder) else 0o600)
+    try:
+        os.rename(beside, path)
+    except OSError:
+        os.unlink(beside)
+        raise
+
+
+def bound_records(folder: str, most: int) -> bool:
+    """Drop a quarter of the records, the oldest, if there are more than this."""
+    place = f"{folder}/records"
+    names = list(filter(_RECORD_FILE.fullmatch, os.listdir(place)))
+    if len(names) <= most:
+        return False
+    found = []
+    for name in names:
+        with contextlib.suppress(OSError):
+            found.append((os.lstat(f"{place}/{name}").st_ctime_ns, name))
+    for _, name in sorted(found)[: len(found) - most * 3 // 4]:
+        with contextlib.suppress(OSError):
+            os.unlink(f"{place}/{name}")
+    return True
 
 
 # What turned out wrong
@@ -289,7 +484,15 @@ def aside(folder: str) -> list[Aside]:
 
 def put_aside(folder: str, path: str) -> None:
     """Move a content to where it can be inspected; what is no file is deleted."""
-    if stat.S_ISREG(os.lstat(path).st_mode):
+    if _HAS_DIR_FD:
+        above, _, last = path[len(folder) + 1 :].rpartition("/")
+        with _held(folder, above) as at, _held(folder, "damaged") as to:
+            if stat.S_ISREG(os.stat(last, dir_fd=at, follow_symlinks=False).st_mode):
+                os.rename(last, last, src_dir_fd=at, dst_dir_fd=to)
+            else:
+                os.unlink(last, dir_fd=at)
+        _bound_aside(folder)
+    elif stat.S_ISREG(os.lstat(path).st_mode):
         _put_aside(folder, path, os.path.basename(path))
     else:
         os.unlink(path)
@@ -306,6 +509,10 @@ def put_table_aside(folder: str) -> None:
 def _put_aside(folder: str, path: str, name: str) -> None:
     """Move what lies here, and drop the oldest of its kind there."""
     os.rename(path, f"{folder}/damaged/{name}")
+    _bound_aside(folder)
+
+
+def _bound_aside(folder: str) -> None:
     for pattern in (_DAMAGED_CONTENT, _DAMAGED_TABLE):
         for entry in _aside(folder, pattern)[:-_MOST_DAMAGED]:
             os.unlink(entry.path)

@@ -9,21 +9,22 @@ Rule 3: nothing is deleted in vain.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shutil
 import stat
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from casartifacts.cache.folder import Filling, aside, fillings, is_locked, lock
+from casartifacts.cache.folder import READ, Filling, aside, fillings, is_locked, lock
 from casartifacts.cache.slots import LEAST_KEPT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from casartifacts.cache.counters import Counting
+    from casartifacts.cache.database import AnyTable
     from casartifacts.cache.slots import Slot
-    from casartifacts.cache.table import Table
 
 __all__ = ["default_floor", "default_limit", "free", "reserve", "tidy"]
 
@@ -69,7 +70,7 @@ def _disk_of(folder: str) -> shutil._ntuple_diskusage:
 
 
 def reserve(
-    table: Table,
+    table: AnyTable,
     new_slot: Callable[[list[str]], Slot],
     *,
     folder: str,
@@ -113,6 +114,8 @@ def reserve(
                 excess -= _drop(leftovers, excess)
             with counting as counters:
                 counters.evictions += evicted
+            if excess > 0:
+                return None  # another user keeps some from being deleted
             slot = stack.enter_context(
                 contextlib.closing(new_slot([left.path for left in leftovers]))
             )
@@ -123,7 +126,7 @@ def reserve(
         return slot
 
 
-def tidy(table: Table, folder: str) -> None:
+def tidy(table: AnyTable, folder: str) -> None:
     """Delete what dead processes left; in a transaction of the caller."""
     table.sweep(again=True)
     _drop(_survey(folder).left, 2**62)
@@ -195,7 +198,11 @@ def _is_left(path: str, status: os.stat_result) -> bool:
     """Tell whether whoever filled this file is dead."""
     if not stat.S_ISREG(status.st_mode):
         return False
-    with open(path, "rb") as file, open(path, "rb") as same:
+    with contextlib.ExitStack() as stack:
+        try:
+            file, same = (stack.enter_context(io.FileIO(os.open(path, READ))) for _ in range(2))
+        except PermissionError:
+            return _age(status) > _FORGOTTEN_SECONDS  # another user's, who closed it
         is_free = lock(file.fileno())
         if is_free is None:
             return _age(status) > _FORGOTTEN_SECONDS

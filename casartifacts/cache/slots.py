@@ -56,6 +56,7 @@ class Slot:
         size: int,
         take_in: Callable[[Slot], io.FileIO],
     ) -> None:
+        self._folder = folder
         self.digest = digest
         self.size = size
         self._leftovers = leftovers
@@ -131,7 +132,7 @@ class Slot:
                     raise CacheUnavailable("a content was not written whole") from ValueError(
                         f"expected {self.size} bytes, {length} were written"
                     )
-                os.fchmod(self.fileno(), 0o400)
+                places.close_content(self.fileno(), self._folder)
                 settle(self.fileno())
             except OSError as error:
                 raise CacheUnavailable("its files cannot be written") from error

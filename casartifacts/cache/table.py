@@ -80,6 +80,10 @@ _INDEX = (
     "CREATE INDEX IF NOT EXISTS Contents_by_age ON Cache (store_time) WHERE filename IS NOT NULL"
 )
 _ANY_CONTENT = "SELECT 1 FROM Cache WHERE filename IS NOT NULL LIMIT 1"
+_ANY_WRONG_SIZE = (
+    "SELECT 1 FROM Cache WHERE filename IS NOT NULL"
+    " AND (typeof(size) <> 'integer' OR size NOT BETWEEN 0 AND 1125899906842624) LIMIT 1"
+)
 # Once in a process, in case the sum in the database is wrong.
 _ADD_UP = (
     "UPDATE Settings SET value ="
@@ -160,10 +164,19 @@ class Table(diskcache.Cache):  # type: ignore[misc] # diskcache ships no types
         try:
             super().__init__(folder, timeout=BUSY_SECONDS, disk=_Names, **_SETTINGS)
             self.sql(_INDEX)
+            self._check_sizes()
             self.sql(_ADD_UP)
         except BaseException:
             self.close()
             raise
+
+    def _check_sizes(self) -> None:
+        """Raise if a row lies about its size: with it, room is made in vain or not at all.
+
+        A new table takes them from the files.
+        """
+        if self.sql(_ANY_WRONG_SIZE).fetchone():
+            raise sqlite3.DatabaseError("a content has a size that it cannot have")
 
     def __del__(self) -> None:
         self.close()

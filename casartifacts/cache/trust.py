@@ -2,6 +2,8 @@
 
 Rule 1: an unchanged stamp is enough, but only of this boot and only where nobody else can write.
 Rule 2: everything else is hashed again.
+Rule 3: of a file that another user can change, what was hashed is not what is read next: only a
+copy that was made while it was hashed is.
 """
 
 from __future__ import annotations
@@ -9,18 +11,30 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 import time
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from casartifacts.cache.failures import WrongError
+from casartifacts.cache.failures import CacheUnavailable, WrongError
 from casartifacts.digest import BUFFER_SIZE, Hasher
 
 if TYPE_CHECKING:
     import io
 
-__all__ = ["Stamp", "age", "boot", "is_private", "settle", "stamp_of", "tag", "verify"]
+__all__ = [
+    "Stamp",
+    "age",
+    "boot",
+    "is_own",
+    "is_private",
+    "is_settled",
+    "settle",
+    "stamp_of",
+    "tag",
+    "verify",
+]
 
 # Device, inode, size, mtime_ns, ctime_ns: what changes when somebody writes to a file, cuts it,
 # links it or puts another one in its place.
@@ -82,23 +96,57 @@ def _text(stamp: Stamp) -> str:
 
 def is_private(folder: str) -> bool:
     """Tell whether only this user can have written to the folder, so that stamps say all."""
+    above = os.stat(os.path.dirname(folder)).st_mode
+    # Where anybody may rename what lies there, it may be another folder the next moment.
+    is_held = not above & stat.S_IWOTH or bool(above & stat.S_ISVTX)
+    return is_own(os.stat(folder)) and (is_held or not hasattr(os, "geteuid"))
+
+
+def is_own(status: os.stat_result) -> bool:
+    """Tell whether only this user can have written to a file or folder."""
     if not hasattr(os, "geteuid"):
         return True
-    status = os.stat(folder)
     return status.st_uid == os.geteuid() and not status.st_mode & 0o022
 
 
-def verify(file: io.FileIO, digest: str) -> None:
-    """Read a file from its beginning and go back there; raises if it is not this content."""
+def is_settled(stamp: Stamp) -> bool:
+    """Tell whether a file was backdated after it was last written to."""
+    *_, mtime_ns, ctime_ns = stamp
+    return mtime_ns < ctime_ns - 10**8
+
+
+def verify(
+    file: io.FileIO, digest: str, *, copy_to: int | None = None, most: int = 2**63 - 1
+) -> None:
+    """Read a file from its beginning and go back there; raises if it is not this content.
+
+    Args:
+        file: What is read.
+        digest: What it must have.
+        copy_to: A file of this user's to which each byte is written that was hashed.
+        most: How many bytes it may have.
+    """
     hasher = Hasher()
     buffer = memoryview(bytearray(min(BUFFER_SIZE, os.fstat(file.fileno()).st_size + 1)))
     size = 0
     try:
         while count := file.readinto(buffer):
+            if size + count > most:
+                raise WrongError(f"it grew beyond {most} bytes while it was read")
             hasher.update(buffer[:count])
+            if copy_to is not None:
+                _write(copy_to, buffer[:count])
             size += count
     except OSError as error:
         raise WrongError(f"its file cannot be read ({error.strerror})") from error
     if (found := hasher.hexdigest()) != digest:
         raise WrongError(f"its {size} bytes have the digest {found}")
     file.seek(0)
+
+
+def _write(descriptor: int, piece: memoryview) -> None:
+    try:
+        while piece:
+            piece = piece[os.write(descriptor, piece) :]
+    except OSError as error:
+        raise CacheUnavailable("its files cannot be written") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,7 @@ from casartifacts.doctor.findings import Finding, amount
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["LITTLE_ROOM", "disk_of", "kind_of", "may_use", "nearest"]
+__all__ = ["LITTLE_ROOM", "disk_of", "kind_of", "nearest"]
 
 # Below this much free room one checkpoint more may not fit.
 LITTLE_ROOM = 2**30
@@ -36,12 +35,6 @@ def disk_of(folder: Path) -> Finding:
 def nearest(folder: Path) -> Path:
     """Return the folder, or where the first of what is missing of it would be made."""
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-
-
-def may_use(folder: Path) -> bool:
-    """Tell whether this user may read, write and enter a folder."""
-    effective = os.access in os.supports_effective_ids
-    return os.access(folder, os.R_OK | os.W_OK | os.X_OK, effective_ids=effective)
 
 
 def kind_of(folder: str | Path) -> str:

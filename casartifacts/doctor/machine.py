@@ -5,26 +5,26 @@ Rule: no cache is made, and a broken one is left as it is.
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import shutil
+import stat
 import tempfile
 import time
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from casartifacts import chunking
-from casartifacts.cache import ArtifactCache, room, trust
+from casartifacts.cache import ArtifactCache, rights, room, trust
 from casartifacts.cache.database import trouble_with
-from casartifacts.cache.mounts import mount_of
+from casartifacts.cache.folder import may_use
 from casartifacts.digest import digest_of
-from casartifacts.doctor.disks import LITTLE_ROOM, kind_of, may_use, nearest
+from casartifacts.doctor.disks import LITTLE_ROOM, kind_of, nearest
 from casartifacts.doctor.findings import Finding, amount, told, within
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 __all__ = ["cache_in", "programs", "temporary_files"]
 
@@ -121,27 +121,30 @@ def cache_in(folder: str | Path | Literal[False]) -> Iterator[Finding]:
     try:
         yield from within(lambda: list(_cache_folder(ArtifactCache(folder))))
     except (OSError, ValueError) as error:
-        yield Finding(about, "wrong", told(error), _elsewhere())
+        yield Finding(about, "wrong", told(error), rights.elsewhere())
 
 
 def _cache_folder(cache: ArtifactCache) -> Iterator[Finding]:
     folder = str(cache.folder)
     place = nearest(cache.folder)
-    mount = mount_of(folder)
-    if mount is not None and mount.is_network:
-        found = f"{folder} is on {mount.kind} ({mount.point}), which other machines share"
-        yield Finding("cache", "wrong", f"{found}: SQLite is not safe there", _elsewhere())
+    if refused := rights.refusal(folder):
+        yield Finding("cache", "wrong", *refused)
         return
     if not place.is_dir():
-        yield Finding("cache", "wrong", f"{place} is no folder", _elsewhere())
+        yield Finding("cache", "wrong", f"{place} is no folder", rights.elsewhere())
         return
     if not may_use(place):
         found = f"{folder}{kind_of(folder)}: this user may not write to {place}"
-        yield Finding("cache", "wrong", found, _elsewhere())
+        yield Finding("cache", "wrong", found, rights.elsewhere())
         return
     is_there = place == cache.folder
     made = "" if is_there else ", made when it is first used"
-    if is_there and not trust.is_private(folder):
+    is_private = not is_there or trust.is_private(folder)
+    status = place.stat()
+    if not is_private and status.st_mode & stat.S_ISGID and status.st_mode & stat.S_IWGRP:
+        found = f"{folder}{kind_of(folder)}, shared with group {rights.group_of(status)}"
+        yield Finding("cache", "fine", f"{found}: what others put there is hashed at each hit")
+    elif not is_private:
         found = f"{folder}{kind_of(folder)}: others may write to it, so each hit is hashed again"
         yield Finding(
             "cache", "warning", found, f"chmod go-w {folder}, or use a folder of your own"
@@ -149,6 +152,8 @@ def _cache_folder(cache: ArtifactCache) -> Iterator[Finding]:
     else:
         yield Finding("cache", "fine", f"{folder}{kind_of(folder)}{made}, for this user alone")
     yield _cache_room(str(place), cache.size_limit)
+    if not is_private:
+        return  # it has no table
     if trouble := trouble_with(folder):
         found = f"the table in {folder} cannot be used: {trouble}"
         advice = f"Delete {folder}: a cache may go at any time"
@@ -169,14 +174,3 @@ def _cache_room(folder: str, limit: int) -> Finding:
         advice = "Nothing new is kept: make room, or choose another disk with --cache"
         return Finding("cache room", "warning", found, advice)
     return Finding("cache room", "fine", found)
-
-
-def _elsewhere() -> str:
-    """Name a folder where a cache can be."""
-    advice = "Set --cache or CASARTIFACTS_CACHE to a folder of your own on a local disk"
-    for folder in (os.environ.get("SLURM_TMPDIR"), "/scratch", "/var/tmp", tempfile.gettempdir()):  # noqa: S108 -- only named
-        if folder and may_use(Path(folder)):
-            mount = mount_of(folder)
-            if mount is None or not mount.is_network:
-                return f"{advice}, such as {Path(folder) / 'casartifacts-$USER'}"
-    return advice

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING
 from casartifacts import errors, names, reading
 from casartifacts.backends.filesystem import FileSystemArtifactStore
 from casartifacts.backoff import answer_of
-from casartifacts.doctor.disks import disk_of, may_use
+from casartifacts.cache.folder import may_use
+from casartifacts.doctor.disks import disk_of
 from casartifacts.doctor.findings import Finding, amount, classes_of, told, within
 from casartifacts.records import StoreRecord
 

@@ -1,0 +1,177 @@
+"""A table of contents that is the folder itself, for folders to which others can write.
+
+SQLite must not be used there. A file `cache.db-journal` that somebody planted makes it delete the
+file that the journal names, wherever that lies; it writes its log through a symlink; and whoever
+cuts `cache.db-shm` short kills all that have it mapped (tests/test_users.py shows the first and
+the last). So there is no table, and with it none of the rows that another user could have forged: a
+content is there if a file with its name is, its size is that of the file, and its age its ctime,
+which nobody sets.
+
+Rule 1: nothing found here is believed. Names of our own form are listed, and whoever opens one
+verifies it. Of what another user noted nothing is believed but that there is a note.
+Rule 2: nothing outside the folder is deleted or moved, even if somebody swaps a folder for a
+symlink in the same instant: `folder` deletes by descriptors.
+Rule 3: it has the methods of `table.Table`, and is used under the same guard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from casartifacts.cache import folder as places
+from casartifacts.cache.table import BUSY_SECONDS, Row, is_record_text
+from casartifacts.cache.trust import is_own
+from casartifacts.digest import digest_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Listing"]
+
+# Notes in the folder; beyond this the oldest go, a quarter at a time.
+_MOST_RECORDS = 4_000
+
+
+class _Content(NamedTuple):
+    """A file among the contents; the oldest sorts first."""
+
+    ctime_ns: int
+    name: str
+    size: int
+    is_own: bool
+
+
+class Listing:
+    """The contents and notes in a folder, by its listing."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._depth = 0
+
+    def close(self) -> None:
+        """Do nothing: nothing is held open."""
+
+    @contextlib.contextmanager
+    def transact(self) -> Iterator[None]:
+        """Keep others who change the folder out, where locks work: two never make room at once."""
+        with contextlib.ExitStack() as stack:
+            if not self._depth:
+                descriptor = os.open(self._folder, os.O_RDONLY)
+                stack.callback(os.close, descriptor)
+                give_up_at = time.monotonic() + BUSY_SECONDS
+                while places.lock(descriptor) is False:
+                    if time.monotonic() > give_up_at:
+                        raise TimeoutError(f"another process keeps {self._folder} locked")
+                    time.sleep(0.002)
+            self._depth += 1
+            try:
+                yield
+            finally:
+                self._depth -= 1
+
+    # Contents
+
+    def find(self, digest: str) -> Row | None:
+        """Return a file that has the name of a content, rather one of this user's, or None."""
+        found = self._named(digest)
+        if not found:
+            return None
+        best = max(found, key=lambda content: content.is_own)
+        return Row(best.name, tag=best.name)
+
+    def enter(self, digest: str, name: str, *, size: int, tag: str) -> None:  # noqa: ARG002 -- as in Table
+        """Note that a content lies in its place: it does; the files of earlier ones go."""
+        for content in self._named(digest):
+            if content.name != name:
+                places.delete_content(self._folder, content.name)
+
+    def refresh(self, digest: str, name: str, *, tag: str, now: float) -> None:  # noqa: ARG002 -- as in Table
+        """Make a content young: a rename sets its ctime, also if its file is another user's."""
+        places.rename_content(self._folder, name, places.new_content_name(digest))
+
+    def drop(self, digest: str) -> None:
+        """Delete a content."""
+        for content in self._named(digest):
+            places.delete_content(self._folder, content.name)
+
+    def strike(self, digest: str, *, tag: object) -> bool:  # noqa: ARG002 -- as in Table
+        """Tell whether the file that was found is still there."""
+        return os.path.lexists(f"{self._folder}/{tag}")
+
+    def bytes_held(self) -> int:
+        """Return the bytes of all contents."""
+        return sum(content.size for content in self._all())
+
+    def drop_oldest(self, excess: int) -> tuple[int, int]:
+        """Delete so many bytes of contents, the oldest first.
+
+        Returns:
+            How many contents went, and their bytes.
+        """
+        dropped = freed = 0
+        for content in sorted(self._all()):
+            if freed >= excess:
+                break
+            if places.delete_content(self._folder, content.name):
+                dropped += 1
+                freed += content.size
+        return dropped, freed
+
+    def sweep(self, *, again: bool = False) -> None:
+        """Do nothing: there are no rows that a content could be without."""
+
+    def _all(self) -> Iterator[_Content]:
+        for name in places.content_names(self._folder):
+            if (content := self._look_at(name)) is not None:
+                yield content
+
+    def _named(self, digest: str) -> list[_Content]:
+        found = map(self._look_at, places.content_names_of(self._folder, digest))
+        return [content for content in found if content is not None]
+
+    def _look_at(self, name: str) -> _Content | None:
+        path = places.path_of(self._folder, name)
+        if path is None:
+            return None
+        try:
+            status = os.lstat(path)
+        except OSError:
+            return None
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        return _Content(status.st_ctime_ns, name, status.st_size, is_own(status))
+
+    # Records
+
+    def record(self, name: str) -> str | None:
+        """Return what this user noted, "" for what another one did, or None."""
+        found = self._noted(name)
+        if found is None:
+            return None
+        text, is_mine = found
+        return text if is_mine and is_record_text(text) else ""
+
+    def set_record(self, name: str, text: str, *, unless: str | None = None) -> bool:
+        """Write a record and return whether one was changed or dropped that others may know.
+
+        One that holds the text `unless` is left as it is.
+        """
+        with self.transact():
+            found = self._noted(name)
+            if found is not None and found[0] in {text, unless}:
+                return False
+            places.write_record(self._folder, _named(name), text)
+            dropped = places.bound_records(self._folder, _MOST_RECORDS)
+        return found is not None or dropped
+
+    def _noted(self, name: str) -> tuple[str, bool] | None:
+        return places.read_record(self._folder, _named(name))
+
+
+def _named(name: str) -> str:
+    """Return the name of the file of a record."""
+    return digest_of(name.encode())

@@ -1,0 +1,934 @@
+"""A cache for several users, and the folders in which there is none.
+
+Rule 1: the users are real: what acts runs in a process of its own under its own user id, with an
+umask that lets nobody else in.
+Rule 2: who tampers may do all that the kernel lets a member of the group do.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import logging
+import os
+import pickle
+import shutil
+import signal
+import sqlite3
+import stat
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from contextlib import closing, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
+
+import pytest
+
+from casartifacts import MemoryArtifactStore, opening
+from casartifacts.cache import ArtifactCache, CacheUnavailable, mounts, trust
+from casartifacts.cache import folder as places
+from casartifacts.cache.failures import WrongError
+from casartifacts.digest import digest_of
+from casartifacts.store import ContentStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_T = TypeVar("_T")
+
+# Ids that stand for nobody on this machine; nothing needs a name.
+ALICE, BOB, STRANGER = 61_001, 61_002, 61_003
+TEAM, STRANGERS = 61_010, 61_011
+
+SMALL = b"a content" * 100
+LARGE = bytes(range(256)) * 8_192  # 2 MiB: its private copy is made in the folder
+BODIES = [SMALL, LARGE]
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:This process .* is multi-threaded:DeprecationWarning"
+)
+
+
+@contextmanager
+def process_of(user: int, act: Callable[[], object]) -> Iterator[int]:
+    """Run something as another user; yields where its pickled answer comes."""
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            signal.alarm(120)
+            group = STRANGERS if user == STRANGER else TEAM
+            os.setgroups([group])
+            os.setresgid(user, user, user)
+            os.setresuid(user, user, user)
+            os.umask(0o077)
+            os.environ["HOME"] = "/nonexistent"
+            try:
+                answer: object = act()
+            except BaseException as error:  # noqa: BLE001 -- handed to the test
+                answer = AssertionError(f"as user {user}: {error!r}")
+            with io.FileIO(write_end, "w") as file:
+                file.write(pickle.dumps(answer))
+        finally:
+            os._exit(0)
+    os.close(write_end)
+    try:
+        yield read_end
+    finally:
+        os.close(read_end)
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def answer_of(answer_end: int) -> object:
+    """Wait for what a process returns."""
+    with io.FileIO(answer_end, closefd=False) as file:
+        return pickle.loads(file.readall())  # noqa: S301 -- our own
+
+
+def as_user(user: int, act: Callable[[], _T]) -> _T:
+    """Run something as another user and return what it returns."""
+    with process_of(user, act) as answer_end:
+        answer = answer_of(answer_end)
+    if isinstance(answer, AssertionError):
+        raise answer
+    return cast("_T", answer)
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder like /tmp, in which others find one of their team."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("only root can act as two users; and what is tested are Linux's rights")
+    # The first `ArtifactNotFound` loads it, and another user may not be able to.
+    importlib.import_module("optuna.artifacts.exceptions")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o1777)
+        (folder / "team").mkdir()
+        os.chown(folder / "team", 0, TEAM)
+        (folder / "team").chmod(0o2770)
+        try:
+            as_user(ALICE, lambda: list((folder / "team").iterdir()))
+        except AssertionError as error:
+            pytest.skip(f"other users cannot be had here, or not enter {folder.parent}: {error}")
+        yield folder
+
+
+@pytest.fixture
+def folder(place: Path) -> Path:
+    """Where the team's cache will be."""
+    return place / "team" / "cache"
+
+
+def keep(cache: ArtifactCache, body: bytes) -> bool:
+    with cache.admit(digest_of(body), size=len(body)) as slot:
+        if slot is None:
+            return False
+        slot.write_at(body, 0)
+        with slot.publish() as file:
+            return file.read() == body
+
+
+def read(cache: ArtifactCache, digest: str) -> bytes | None:
+    file = cache.open(digest)
+    if file is None:
+        return None
+    with file:
+        return file.read()
+
+
+def make_shared(folder: Path, *bodies: bytes) -> Callable[[], bool]:
+    def act() -> bool:
+        cache = ArtifactCache(folder, shared=True)
+        return all([keep(cache, body) for body in bodies] or [cache.volume() == 0])
+
+    return act
+
+
+def file_of(folder: Path, digest: str) -> Path:
+    (path,) = (path for path in folder.glob(f"contents/*/{digest}-*") if path.is_file())
+    return path
+
+
+# What sharing is
+
+
+def test_two_users_share_a_cache_whatever_their_umask(folder: Path) -> None:
+    """Each uses what the other brought in; who comes second says nothing of sharing."""
+    assert as_user(ALICE, make_shared(folder, SMALL, LARGE))
+
+    def act_as_bob() -> list[bool]:
+        cache = ArtifactCache(folder)
+        return [
+            *(read(cache, digest_of(body)) == body for body in BODIES),
+            cache.counters.hits == 2,
+            cache.volume() == len(SMALL) + len(LARGE),
+            keep(cache, b"of Bob"),
+        ]
+
+    assert as_user(BOB, act_as_bob) == [True] * 5
+    assert as_user(ALICE, lambda: read(ArtifactCache(folder), digest_of(b"of Bob"))) == b"of Bob"
+    for path in [folder, *folder.rglob("*")]:
+        status = path.stat()
+        assert status.st_gid == TEAM
+        if path.is_dir():
+            expected = 0o2770
+        elif path.name == "changes":
+            expected = 0o660
+        else:
+            expected = 0o640 if path.name == "CACHEDIR.TAG" else 0o440
+        assert stat.S_IMODE(status.st_mode) == expected, path
+    assert {path.name for path in folder.iterdir()} == {
+        *("CACHEDIR.TAG", "changes", "contents", "damaged", "records", "tmp")
+    }
+    assert not list(folder.glob("tmp/*"))
+
+
+def test_one_user_evicts_what_another_brought_in_the_oldest_first(folder: Path) -> None:
+    """A hit makes young again also what belongs to somebody else."""
+    bodies = [bytes([number]) * 300 for number in range(3)]
+    for body in bodies:
+        assert as_user(ALICE, make_shared(folder, body))
+        time.sleep(0.02)
+
+    def act_as_bob(young: bytes) -> tuple[bool, int, list[bool]]:
+        from casartifacts import cache as module
+
+        module._REFRESH_SECONDS = 0
+        cache = ArtifactCache(folder, size_limit=1_000)
+        assert read(cache, digest_of(young)) == young
+        is_kept = keep(cache, b"d" * 500)
+        there = [read(cache, digest_of(body)) is not None for body in bodies]
+        return is_kept, cache.counters.evictions, there
+
+    assert as_user(BOB, lambda: act_as_bob(bodies[0])) == (True, 2, [True, False, False])
+    assert sum(path.stat().st_size for path in folder.glob("contents/*/*")) == 800
+
+
+def test_a_private_copy_has_its_room_and_gives_it_back(folder: Path) -> None:
+    """It counts while its reader is open; where there is no room for it there is no hit."""
+    assert as_user(ALICE, make_shared(folder, LARGE))
+
+    def act_as_bob(limit: int) -> tuple[bool, int, int]:
+        cache = ArtifactCache(folder, size_limit=limit)
+        file = cache.open(digest_of(LARGE))
+        if file is None:
+            return False, 0, 0
+        promised = sum(filling.size for filling in places.fillings(str(folder)))
+        with file:
+            is_right = file.read() == LARGE
+        return is_right, promised, len(list(places.fillings(str(folder))))
+
+    size = len(LARGE)
+    assert as_user(BOB, lambda: act_as_bob(2 * size)) == (True, size, 0)
+    assert as_user(BOB, lambda: act_as_bob(size - 1)) == (False, 0, 0)
+
+
+def test_what_a_killed_neighbour_left_gives_its_room_back(folder: Path) -> None:
+    """What a living one fills is not touched, although it can only be read."""
+
+    def fill_as_alice() -> None:
+        with ArtifactCache(folder, shared=True).admit("0" * 64, size=800) as slot:
+            assert slot is not None
+            slot.write_at(b"b" * 100, 0)
+            time.sleep(100)
+
+    def keep_as_bob() -> bool:
+        return keep(ArtifactCache(folder, size_limit=1_000), b"c" * 500)
+
+    with process_of(ALICE, fill_as_alice):
+        give_up_at = time.monotonic() + 60
+        while not [path for path in folder.glob("tmp/*") if path.stat().st_size]:
+            assert time.monotonic() < give_up_at
+            time.sleep(0.01)
+        (left,) = folder.glob("tmp/*")
+        os.utime(left, (0, 0))
+        assert not as_user(BOB, keep_as_bob)
+        assert left.exists()
+    os.utime(left, (0, 0))
+    assert as_user(BOB, keep_as_bob)
+    assert not left.exists()
+
+
+def test_an_empty_folder_becomes_shared_and_a_used_one_stays_what_it_is(tmp_path: Path) -> None:
+    """The mode of a folder that is in use says what it is, whoever says what else."""
+    (tmp_path / "empty").mkdir()
+    assert ArtifactCache(tmp_path / "empty", shared=True).volume() == 0
+    assert keep(ArtifactCache(tmp_path / "used"), SMALL)
+    assert read(ArtifactCache(tmp_path / "used", shared=True), digest_of(SMALL)) == SMALL
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("empty", "used")]
+    assert modes == [0o2770, 0o700]
+    cache = ArtifactCache(tmp_path / "new" / "cache", size_limit=5, shared=True)
+    assert keep(cache, b"")
+    assert repr(pickle.loads(pickle.dumps(cache))) == repr(cache)  # noqa: S301 -- our own
+    assert repr(cache).endswith("/new/cache', size_limit=5, shared=True)")
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o2770
+
+
+def test_what_this_process_verified_in_a_file_of_its_own_is_known(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing else is: of another user's file each delivery is hashed."""
+    hashed = 0
+
+    def act() -> list[int]:
+        from casartifacts.cache import trust
+
+        verify = trust.verify
+
+        def counting(*arguments: object, **options: object) -> None:
+            nonlocal hashed
+            hashed += 1
+            verify(*arguments, **options)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(trust, "verify", counting)
+        counts = []
+        cache = ArtifactCache(folder)
+        for _ in range(3):
+            assert read(cache, digest_of(SMALL)) == SMALL
+            counts.append(hashed)
+        return counts
+
+    assert as_user(ALICE, make_shared(folder, SMALL))
+    assert as_user(ALICE, act) == [1, 1, 1]
+    assert as_user(BOB, act) == [1, 2, 3]
+
+
+def test_a_content_that_two_bring_in_is_there_once(folder: Path) -> None:
+    """The later file stays, whosever the earlier one was."""
+    assert as_user(ALICE, make_shared(folder, SMALL))
+    assert as_user(BOB, make_shared(folder, SMALL))
+    assert file_of(folder, digest_of(SMALL)).stat().st_uid == BOB
+
+
+def test_junk_beside_a_file_of_this_users_own_is_not_even_looked_at(folder: Path) -> None:
+    """Whatever its name sorts before."""
+    assert as_user(ALICE, make_shared(folder, SMALL))
+    as_user(BOB, lambda: leave_junk_beside(file_of(folder, digest_of(SMALL)), folder))
+
+    def act_as_alice() -> tuple[bytes | None, int]:
+        cache = ArtifactCache(folder)
+        return read(cache, digest_of(SMALL)), cache.counters.heals
+
+    assert as_user(ALICE, act_as_alice) == (SMALL, 0)
+
+
+# Who tampers
+
+
+def flip(path: Path, _outside: Path) -> None:
+    body = bytearray(path.read_bytes())
+    body[len(body) // 2] ^= 1
+    replace(path, bytes(body))
+
+
+def truncate(path: Path, _outside: Path) -> None:
+    replace(path, path.read_bytes()[:-1])
+
+
+def grow(path: Path, _outside: Path) -> None:
+    replace(path, path.read_bytes() + b"more")
+
+
+def replace(path: Path, body: bytes) -> None:
+    """Write a file where it lies if this user may, else put another one there."""
+    try:
+        path.chmod(0o660)
+        path.write_bytes(body)
+    except PermissionError:
+        path.unlink()
+        path.write_bytes(body)
+        path.chmod(0o660)
+
+
+def link_outside(path: Path, outside: Path) -> None:
+    path.unlink()
+    path.symlink_to(outside)
+
+
+def hard_link(path: Path, _outside: Path) -> None:
+    """Keep a name of a file outside of the cache, to change it later."""
+    (mine := path.parents[3] / "mine").write_bytes(b"X" * path.stat().st_size)
+    mine.chmod(0o660)
+    path.unlink()
+    path.hardlink_to(mine)
+
+
+def be_a_fifo(path: Path, _outside: Path) -> None:
+    path.unlink()
+    os.mkfifo(path, 0o660)
+
+
+def be_a_folder(path: Path, _outside: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def close_it(path: Path, _outside: Path) -> None:
+    body = path.read_bytes()
+    path.unlink()
+    path.write_bytes(body)
+    path.chmod(0)
+
+
+def close_its_folder(path: Path, _outside: Path) -> None:
+    path.parent.rename(path.parent.with_name(f"{path.parent.name} before"))
+    path.parent.mkdir()
+    path.write_bytes(b"junk")
+    path.chmod(0o664)
+    path.parent.chmod(0o755)
+
+
+def be_another_content(path: Path, _outside: Path) -> None:
+    other = next(each for each in path.parents[1].glob("*/*") if each != path)
+    other.replace(path)
+
+
+def lead_the_folder_outside(path: Path, outside: Path) -> None:
+    path.parent.rename(path.parent.with_name(f"{path.parent.name} before"))
+    path.parent.symlink_to(outside.parent / "copies")
+
+
+def leave_junk_beside(path: Path, _outside: Path) -> None:
+    for number in range(3):
+        junk = path.with_name(f"{path.name[:64]}-{number:016x}")
+        junk.write_bytes(b"junk")
+        junk.chmod(0o660)
+
+
+ACTS = [
+    *(flip, truncate, grow, link_outside, hard_link, be_a_fifo, be_a_folder, close_it),
+    *(close_its_folder, be_another_content, lead_the_folder_outside, leave_junk_beside),
+]
+
+
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("fetcher", [ALICE, BOB])
+def test_nobody_is_served_what_another_user_made_of_a_content(
+    folder: Path, place: Path, act: Callable[[Path, Path], None], fetcher: int
+) -> None:
+    """Neither of a file of one's own nor of the other's; right bytes come in again."""
+    outside = place / "outside"
+    (place / "copies").mkdir()
+    for path in (outside, place / "copies" / f"{digest_of(SMALL)}-{0:016x}"):
+        path.write_bytes(SMALL)
+        os.chown(path, ALICE, ALICE)
+    os.chown(place / "copies", ALICE, ALICE)
+    assert as_user(fetcher, make_shared(folder, *BODIES))
+
+    def tamper() -> None:
+        for path in [file_of(folder, digest_of(body)) for body in BODIES]:
+            if path.exists():
+                act(path, outside)
+
+    def look(cache: ArtifactCache) -> list[bool]:
+        return [read(cache, digest_of(body)) in {body, None} for body in BODIES]
+
+    def act_as_alice() -> list[bool]:
+        known, fresh = ArtifactCache(folder), ArtifactCache(folder)
+        before = look(known)
+        as_bob = os.read(answer, 1)
+        after = [*look(known), *look(fresh), *look(known)]
+        kept = [suppressed_keep(fresh, body) for body in BODIES]
+        return [*before, as_bob == b"x", *after, *kept, *look(known), *look(fresh)]
+
+    answer, told = os.pipe()
+    with closing_both(answer, told), process_of(ALICE, act_as_alice) as answer_end:
+        time.sleep(0.2)
+        as_user(BOB, tamper)
+        os.write(told, b"x")
+        results = answer_of(answer_end)
+    assert isinstance(results, list), results
+    assert all(results), results
+    assert outside.read_bytes() == SMALL
+    (copy,) = (place / "copies").iterdir()
+    assert copy.read_bytes() == SMALL
+
+
+def suppressed_keep(cache: ArtifactCache, body: bytes) -> bool:
+    """Bring a content in, or be told that the cache cannot; what it hands out is right."""
+    try:
+        keep(cache, body)
+    except CacheUnavailable:
+        return True
+    return read(cache, digest_of(body)) in {body, None}
+
+
+@contextmanager
+def closing_both(*descriptors: int) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_who_keeps_changing_a_file_while_it_is_delivered_changes_nothing(
+    folder: Path, body: bytes
+) -> None:
+    """What was hashed is what is read: the bytes are right long after they were handed out."""
+    assert as_user(BOB, make_shared(folder, body))
+    wrong = b"X" * len(body)
+
+    def keep_changing() -> None:
+        path = file_of(folder, digest_of(body))
+        path.chmod(0o660)
+        while True:
+            # Right for long enough to be found right, then wrong.
+            for content in (body, wrong):
+                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o660)
+                os.fchmod(descriptor, 0o660)
+                os.write(descriptor, content)
+                os.close(descriptor)
+                time.sleep(0.003 if len(body) < 2**20 else 0.02)
+
+    def act_as_alice() -> tuple[int, int]:
+        served = false = 0
+        give_up_at = time.monotonic() + 60
+        while served < 20 and time.monotonic() < give_up_at:
+            file = ArtifactCache(folder).open(digest_of(body))
+            if file is not None:
+                with file:
+                    time.sleep(0.01)
+                    served += 1
+                    false += file.read() != body
+        return served, false
+
+    with process_of(BOB, keep_changing):
+        served, false = as_user(ALICE, act_as_alice)
+    assert not false
+    assert served
+
+
+def test_a_folder_that_becomes_a_symlink_again_and_again_leads_nobody_outside(
+    folder: Path, place: Path
+) -> None:
+    """Not even in the instant after it was looked at is anything outside deleted or moved."""
+    body = b"b" * 100
+    above = f"contents/{digest_of(body)[:2]}"
+    assert as_user(ALICE, make_shared(folder, body))
+    name = file_of(folder, digest_of(body)).name
+    theirs = place / "theirs"
+    theirs.mkdir()
+    (theirs / name).write_bytes(body)
+    for path in (theirs, theirs / name):
+        os.chown(path, ALICE, ALICE)
+
+    def keep_swapping() -> None:
+        link, true = folder / "contents" / "link", folder / "contents" / "true"
+        link.symlink_to(theirs)
+        while True:
+            (folder / above).rename(true)
+            link.rename(folder / above)
+            (folder / above).rename(link)
+            true.rename(folder / above)
+
+    def act_as_alice() -> int:
+        tried = 0
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            for _ in range(50):
+                tried += places.delete_content(str(folder), f"{above}/{name}")
+                with suppress(OSError):
+                    places.put_aside(str(folder), f"{folder}/{above}/{name}")
+            with suppress(CacheUnavailable):
+                keep(ArtifactCache(folder), body)
+        return tried
+
+    with process_of(BOB, keep_swapping):
+        as_user(ALICE, act_as_alice)
+    assert [path.name for path in theirs.iterdir()] == [name]
+
+
+def plant_a_journal(database: Path, victim: Path) -> None:
+    """Leave what SQLite takes for a transaction of several databases that somebody did not end."""
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("CREATE TABLE IF NOT EXISTS Cache (something)")
+    magic = bytes.fromhex("d9d505f920a163d7")
+    name = str(victim).encode()
+    pages = database.stat().st_size // 4096
+    head = (magic + struct.pack(">5I", 0, 0, pages, 512, 4096)).ljust(512, b"\0")
+    end = struct.pack(">I", 2**30 // 4096 + 1) + name + struct.pack(">2I", len(name), sum(name))
+    Path(f"{database}-journal").write_bytes(head + end + magic)
+
+
+def test_sqlite_would_delete_a_file_that_a_planted_journal_names(tmp_path: Path) -> None:
+    """Why there is none of it where others can write; if this fails one day, there may be."""
+    (victim := tmp_path / "victim").write_text("months of work\n")
+    plant_a_journal(tmp_path / "cache.db", victim)
+    with closing(sqlite3.connect(tmp_path / "cache.db")) as connection:
+        connection.execute("SELECT * FROM Cache").fetchall()
+    assert not victim.exists()
+
+
+def test_sqlite_would_die_of_a_log_index_that_somebody_cuts_short(tmp_path: Path) -> None:
+    """With SIGBUS, which no handler turns into a miss."""
+    program = (
+        "import os, sqlite3, sys\n"
+        "connection = sqlite3.connect(sys.argv[1])\n"
+        "connection.execute('PRAGMA journal_mode = wal')\n"
+        "connection.execute('CREATE TABLE Cache (something)')\n"
+        "os.truncate(sys.argv[1] + '-shm', 0)\n"
+        "connection.execute('SELECT * FROM Cache').fetchall()\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", program, tmp_path / "cache.db"], check=False)
+    assert ran.returncode == -signal.SIGBUS
+
+
+def test_a_database_that_somebody_plants_is_neither_opened_nor_believed(
+    folder: Path, place: Path
+) -> None:
+    """No row, no journal, no log: there is no table where others can write."""
+    (victim := place / "victim").write_text("months of work\n")
+    (empty := place / "empty").touch()
+    for path in (victim, empty):
+        os.chown(path, ALICE, ALICE)
+    assert as_user(ALICE, make_shared(folder, *BODIES))
+    bomb = b"cos\nsystem\n(S'touch %s'\ntR." % str(folder / "exploded").encode()
+
+    def plant() -> None:
+        database = folder / "cache.db"
+        plant_a_journal(database, victim)
+        with closing(sqlite3.connect(folder / "other.db")) as connection:
+            connection.execute("CREATE TABLE Cache (key, raw, tag, size, mode, filename, value)")
+            for row in (
+                (digest_of(SMALL), 1, "x", -(10**12), 4, f"../../{victim.name}", bomb),
+                (digest_of(LARGE), 1, bomb, "much", 4, str(victim), None),
+            ):
+                connection.execute("INSERT INTO Cache VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+            connection.commit()
+        (folder / "other.db").replace(database)
+        (folder / "cache.db-wal").symlink_to(victim)
+        (folder / "cache.db-shm").symlink_to(empty)
+
+    def act_as_alice() -> list[bool]:
+        cache = ArtifactCache(folder, size_limit=len(LARGE) + len(SMALL))
+        found = [read(cache, digest_of(body)) == body for body in BODIES]
+        cache.remember("name", "text")
+        return [
+            *found,
+            cache.recall("name") == "text",
+            keep(cache, b"c" * 2_000),
+            cache.volume() <= len(LARGE) + len(SMALL),
+        ]
+
+    as_user(BOB, plant)
+    assert as_user(ALICE, act_as_alice) == [True] * 5
+    assert victim.read_text() == "months of work\n"
+    assert empty.read_bytes() == b""
+    assert not (folder / "exploded").exists()
+    assert (folder / "cache.db-journal").exists()
+
+
+def test_a_size_that_no_disk_has_evicts_and_promises_and_breaks_nothing(folder: Path) -> None:
+    """Files that say they are huge, and names that reserve what there is not."""
+    assert as_user(ALICE, make_shared(folder, SMALL))
+
+    def tamper() -> None:
+        path = folder / "contents" / "ab"
+        path.mkdir()
+        path.chmod(0o770)
+        with (path / f"ab{'0' * 62}-{'0' * 16}").open("wb") as file:
+            file.truncate(2**40)
+        for size in ("9" * 18, "-5", "1e9", "x"):
+            (folder / "tmp" / f"{'0' * 64}-{'0' * 16}-1-{size}").touch()
+
+    def act_as_alice() -> tuple[bytes | None, bool, bool]:
+        cache = ArtifactCache(folder, size_limit=10_000)
+        served = read(cache, digest_of(SMALL))
+        is_kept = keep(cache, b"x" * 5_000)
+        for path in folder.glob("tmp/*"):
+            path.unlink()
+        return served, is_kept, keep(cache, b"x" * 5_000)
+
+    as_user(BOB, tamper)
+    assert as_user(ALICE, act_as_alice) == (SMALL, False, True)
+    held = [path.stat().st_size for path in folder.glob("contents/*/*") if path.is_file()]
+    assert sum(held) <= 10_000
+
+
+def test_the_limit_holds_also_if_a_neighbour_keeps_contents_from_being_deleted(
+    folder: Path,
+) -> None:
+    """What cannot be evicted makes no room."""
+    assert as_user(BOB, make_shared(folder, b"a" * 600))
+
+    def close() -> None:
+        file_of(folder, digest_of(b"a" * 600)).parent.chmod(0o755)
+
+    as_user(BOB, close)
+    cache = partial(ArtifactCache, folder, size_limit=1_000)
+    assert as_user(ALICE, lambda: keep(cache(), b"b" * 500)) is False
+    assert as_user(ALICE, lambda: keep(cache(), b"b" * 400)) is True
+
+
+def test_a_file_that_grows_while_it_is_copied_takes_no_more_room_than_it_had(
+    tmp_path: Path,
+) -> None:
+    """The copy ends where the file ended when its room was made."""
+    (tmp_path / "grows").write_bytes(SMALL * 2)
+    with (
+        io.FileIO(tmp_path / "grows") as file,
+        io.FileIO(tmp_path / "copy", "w") as copy,
+        pytest.raises(WrongError, match="grew beyond"),
+    ):
+        trust.verify(file, digest_of(SMALL), copy_to=copy.fileno(), most=len(SMALL))
+    assert (tmp_path / "copy").stat().st_size <= len(SMALL)
+
+
+# Notes
+
+
+def test_what_another_user_noted_of_an_id_is_not_believed_but_asked_for(folder: Path) -> None:
+    """A note that leads an id to other bytes costs a request; a removal is known to all."""
+    backend = MemoryArtifactStore()
+    store = ContentStore(backend)
+    ids = [str(uuid.UUID(int=number, version=4)) for number in range(2)]
+    for artifact_id, body in zip(ids, (b"right", b"other"), strict=True):
+        store.write(artifact_id, io.BytesIO(body))
+
+    def get(store: ContentStore, artifact_id: str) -> bytes:
+        with store.open_reader(artifact_id) as reader:
+            return reader.read()
+
+    def act_as_bob() -> None:
+        cache = ArtifactCache(folder, shared=True)
+        for artifact_id in ids:
+            get(ContentStore(backend, cache=cache), artifact_id)
+        for body in (b"right", b"other"):
+            keep(cache, body)
+        # Now each record of Bob's names the content of the other.
+        first, second = sorted(folder.glob("records/*"))
+        swapped = second.read_bytes(), first.read_bytes()
+        for path, text in zip((first, second), swapped, strict=True):
+            path.write_bytes(text)
+
+    def act_as_alice() -> list[object]:
+        cache = ArtifactCache(folder)
+        stores = [ContentStore(backend, cache=cache) for _ in range(2)]
+        found: list[object] = [get(each, ids[0]) for each in (*stores, *stores)]
+        found.append(cache.counters.hits > 0)
+        return found
+
+    as_user(BOB, act_as_bob)
+    assert len(list(folder.glob("records/*"))) == 2
+    assert as_user(ALICE, act_as_alice) == [b"right"] * 4 + [True]
+
+
+def test_records_are_bounded_and_one_of_this_user_is_recalled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest go, and whoever recalled one of them is told."""
+    from casartifacts.cache import listing
+
+    monkeypatch.setattr(listing, "_MOST_RECORDS", 20)
+    cache = ArtifactCache(tmp_path / "cache", shared=True)
+    other = ArtifactCache(tmp_path / "cache")
+    cache.remember("first", "text", at_once=False)
+    assert other.recall("first") == "text"
+    for number in range(30):
+        time.sleep(0.005)
+        cache.remember(f"name {number}", "text", at_once=False)
+    assert other.recall("first") is None
+    assert other.recall("name 29") == "text"
+    cache.remember("name 29", "other", unless="text")
+    assert other.recall("name 29") == "text"
+    assert 15 <= len(list((tmp_path / "cache").glob("records/*"))) <= 20
+
+
+def test_a_record_of_another_user_says_only_that_it_is_there(folder: Path) -> None:
+    """Also one that is no file, or is closed; and who wrote `unless` first is left alone."""
+
+    def act_as_alice() -> None:
+        cache = ArtifactCache(folder, shared=True)
+        for name in ("right", "closed", "fifo", "removed"):
+            cache.remember(name, "removed" if name == "removed" else "of Alice")
+
+    def act_as_bob() -> list[str | None]:
+        cache = ArtifactCache(folder)
+        path = {name: folder / "records" / digest_of(name.encode()) for name in ("closed", "fifo")}
+        path["closed"].unlink()
+        path["closed"].mkdir()
+        path["fifo"].unlink()
+        os.mkfifo(path["fifo"], 0o666)
+        cache.remember("removed", "of Bob", unless="removed")
+        names = ("right", "closed", "fifo", "removed", "none")
+        return [cache.recall(name) for name in names]
+
+    as_user(ALICE, act_as_alice)
+    assert as_user(BOB, act_as_bob) == ["", "", "", "", None]
+    assert as_user(ALICE, lambda: ArtifactCache(folder).recall("removed")) == "removed"
+
+
+# Where there is no cache
+
+
+class Refused(NamedTuple):
+    """What came of using a cache: whether it kept, and what was logged."""
+
+    kept: bool
+    said: list[str]
+
+
+def refused(folder: Path) -> Callable[[], Refused]:
+    """Use a cache in every way, twice, and return what is said of it."""
+
+    def act() -> Refused:
+        said: list[str] = []
+        handler = logging.Handler(logging.WARNING)
+        handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+        logging.getLogger("casartifacts").addHandler(handler)
+        cache = ArtifactCache(folder)
+        for _ in range(2):
+            kept = keep(cache, SMALL)
+            assert (read(cache, digest_of(SMALL)) is not None) is kept
+            cache.remember("name", "text")
+            cache.recall("name")
+            cache.forget(digest_of(SMALL))
+            cache.volume()
+        return Refused(kept, said)
+
+    return act
+
+
+def test_a_folder_that_anybody_can_write_to_is_refused(place: Path) -> None:
+    """With what to do; a folder of one's own below it is fine, and nobody else gets in."""
+    (place / "open").mkdir()
+    (place / "open").chmod(0o777)
+    for folder in (place, place / "open"):
+        kept, (said,) = as_user(ALICE, refused(folder))
+        assert not kept
+        assert f"anybody may write to {folder}" in said
+        assert f"own below it, or close it: chmod o-w {folder}" in said
+        assert as_user(ALICE, refused(folder / "mine")) == (True, [])
+        assert stat.S_IMODE((folder / "mine").stat().st_mode) == 0o700
+        assert (folder / "mine" / "cache.db").exists() is (folder == place)
+    assert not list(place.glob("*.db"))
+    assert refused(place)().kept is False, "nor may root"
+
+
+def test_a_folder_of_somebody_else_is_refused(place: Path, folder: Path) -> None:
+    """A private one to everybody but root, a shared one to who is not in its group."""
+    assert as_user(ALICE, lambda: keep(ArtifactCache(place / "private"), SMALL))
+    (place / "private").chmod(0o755)
+    kept, (said,) = as_user(BOB, refused(place / "private"))
+    assert not kept
+    assert f"belongs to user {ALICE} alone" in said
+    assert "shared=True" in said
+    assert as_user(ALICE, make_shared(place / "shared", SMALL))
+    kept, (said,) = as_user(STRANGER, refused(place / "shared"))
+    assert not kept
+    assert f"and group {ALICE}, of which this user is no member" in said
+    assert read(ArtifactCache(place / "private"), digest_of(SMALL)) == SMALL
+    assert not (place / "private" / "cache.db-wal").exists()
+
+
+def test_a_symlink_that_another_user_planted_is_not_followed(place: Path) -> None:
+    """One's own and root's are."""
+    for name, user in (("bob's", BOB), ("alice's", ALICE), ("root's", 0)):
+        (home := place / f"home of {name}").mkdir()
+        os.chown(home, ALICE, ALICE)
+        home.chmod(0o700)
+        (place / name).symlink_to(home)
+        os.chown(place / name, user, user, follow_symlinks=False)
+        for folder in (place / name, place / name / "cache"):
+            kept, said = as_user(ALICE, refused(folder))
+            assert kept is (user != BOB)
+            assert len(said) == (user == BOB)
+            assert all("is a symlink that another user put" in each for each in said)
+        assert bool(list(home.iterdir())) is (user != BOB)
+
+
+@pytest.fixture
+def on_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    text = tmp_path / "mountinfo"
+    text.write_text(
+        "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n"
+        f"2 1 0:50 / {tmp_path}/home rw shared:1 - nfs4 server:/home rw\n"
+    )
+    monkeypatch.setattr(mounts, "MOUNTINFO", str(text))
+    return tmp_path / "home"
+
+
+def test_a_folder_on_a_network_file_system_is_refused(on_a_network: Path) -> None:
+    """Before anything is made there."""
+    kept, (said,) = refused(on_a_network / "cache")()
+    assert not kept
+    assert f"is on nfs4 ({on_a_network}), which other machines share" in said
+    assert "CASARTIFACTS_CACHE to a folder of your own on a local disk, such as /" in said
+    assert not on_a_network.exists()
+
+
+def test_a_folder_whose_rights_change_while_it_is_used_is_looked_at_anew(tmp_path: Path) -> None:
+    """What was a private cache is no longer one, and back."""
+    folder = tmp_path / "cache"
+    cache = ArtifactCache(folder)
+    assert keep(cache, SMALL)
+    folder.chmod(0o777)
+    assert cache.volume() == 0
+    folder.chmod(0o770)
+    cache = ArtifactCache(folder)
+    assert cache.volume() == len(SMALL)
+    shutil.rmtree(folder / "contents")
+    assert cache.volume() == 0
+    assert keep(cache, SMALL)
+
+
+# Where the node's cache lies
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"CASARTIFACTS_CACHE": "/named", "SLURM_TMPDIR": "/slurm"}, "/named"),
+        ({"SLURM_TMPDIR": "/slurm", "TMPDIR": "/local/1", "SLURM_JOB_ID": "1"}, "/slurm/*"),
+        ({"TMPDIR": "/local/slurm.4711", "SLURM_JOB_ID": "4711"}, "/local/slurm.4711/*"),
+        ({"TMPDIR": "/local/4711.1.all.q", "JOB_ID": "4711"}, "/local/4711.1.all.q/*"),
+        ({"TMPDIR": "/local/pbs.12.host", "PBS_JOBID": "12.host"}, "/local/pbs.12.host/*"),
+        ({"TMPDIR": "/local/12.tmpdir", "LSB_JOBID": "12"}, "/local/12.tmpdir/*"),
+        ({"TMPDIR": "/local/4711", "SLURM_JOB_ID": "471"}, "/xdg/*"),
+        ({"TMPDIR": "/local", "SLURM_JOB_ID": "4711"}, "/xdg/*"),
+        ({"TMPDIR": "/local/undefined", "JOB_ID": "undefined"}, "/xdg/*"),
+        ({"TMPDIR": "/home/me/tmp4711"}, "/xdg/*"),
+        ({}, "/xdg/*"),
+    ],
+)
+def test_the_cache_of_a_node_lies_in_the_scratch_of_the_job(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: str
+) -> None:
+    """`TMPDIR` only if the batch system made it: then the number of the job is in it."""
+    for name in ("CASARTIFACTS_CACHE", "SLURM_TMPDIR", "TMPDIR", *opening._JOBS):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"XDG_CACHE_HOME": "/xdg", **environment}.items():
+        monkeypatch.setenv(name, value)
+    assert str(opening.node_cache()) == expected.replace("*", "casartifacts")
+
+
+def test_a_users_cache_on_a_network_file_system_is_done_without_and_said_once(
+    on_a_network: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One that was named is refused by the cache itself, which says so too."""
+    for name in ("CASARTIFACTS_CACHE", "SLURM_TMPDIR", *opening._JOBS):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(on_a_network))
+    for _ in range(2):
+        assert opening.open_store(tmp_path / "store", cache=True).cache is None
+    (record,) = caplog.records
+    assert "nfs4" in record.message
+    assert "CASARTIFACTS_CACHE to a folder of your own on a local disk" in record.message
+    monkeypatch.setenv("CASARTIFACTS_CACHE", str(on_a_network / "named"))
+    store = opening.open_store(tmp_path / "store", cache=True)
+    assert store.cache is not None
+    assert store.cache.volume() == 0
+    assert len(caplog.records) == 2
