@@ -12,20 +12,17 @@ from pathlib import Path
 
 import pytest
 
-TOOLS = Path(__file__).parents[1] / "tools"
-sys.path.insert(0, str(TOOLS))
-
-import environment  # noqa: E402 -- the tools are no package
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.skipif(
-    "CI" not in os.environ and not (environment.place("series") / environment.STAMP).exists(),
+    "CI" not in os.environ and not (ROOT / ".venv-series").exists(),
     reason="tools/savings makes its environment, with torch, when it is first called",
 )
 def test_each_series_is_stored_and_comes_back() -> None:
     """The tool compares each file with what it fetched, and says what was saved."""
     finished = subprocess.run(
-        [sys.executable, TOOLS / "savings", "--stored", "--scale", "0.125"],
+        [sys.executable, ROOT / "tools" / "savings", "--stored", "--scale", "0.125"],
         capture_output=True,
         text=True,
         check=False,

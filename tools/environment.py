@@ -35,7 +35,7 @@ SCRIPT = f"tools/{Path(sys.argv[0]).name}"
 # `.ci/run` sets this to a fresh folder, so that its environments are new and nobody's own is lost.
 _PLACE = "CASARTIFACTS_ENVIRONMENTS"
 
-STAMP = "casartifacts-stamp"
+_STAMP = "casartifacts-stamp"
 
 # The first pip that installs dependency groups.
 _PIP = "pip>=25.1"
@@ -46,24 +46,19 @@ def enter_for_tests() -> None:
     enter("test", groups=("test", "check"))
 
 
-def place(name: str) -> Path:
-    """Return the folder of an environment, which need not be there yet."""
-    return Path(os.environ.get(_PLACE, ROOT)).resolve() / f".venv-{name}"
-
-
 def enter(name: str, *, groups: Sequence[str]) -> None:
     """Return only inside `.venv-<name>`, which has this project and its dependency groups.
 
     Outside of it: make it where needed, then start the calling script over with its Python.
     """
-    folder = place(name)
+    folder = Path(os.environ.get(_PLACE, ROOT)).resolve() / f".venv-{name}"
     if Path(sys.prefix).resolve() == folder:
         return
     # Clusters set these for their own modules; inside, they would shadow what was installed.
     for variable in ("PYTHONPATH", "PYTHONHOME"):
         os.environ.pop(variable, None)
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    stamp = folder / STAMP
+    stamp = folder / _STAMP
     wanted = _stamp(groups)
     if not (python.exists() and stamp.exists() and stamp.read_text() == wanted):
         project = _project()
