@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from casartifacts import ContentStore
 
-__all__ = ["CONTEXT", "Download", "downloading"]
+__all__ = ["CONTEXT", "Download", "digest_of_file", "downloading", "end", "start"]
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["casartifacts.store", "casartifacts.cache", "optuna.artifacts"])
@@ -37,9 +37,8 @@ class Download:
     without_locks: bool = False
 
 
-@contextmanager
-def downloading(job: Download, *, processes: int) -> Iterator[list[ForkServerProcess]]:
-    """Yield processes that have just begun to download, all at once."""
+def start(job: Download, *, processes: int) -> tuple[list[ForkServerProcess], Barrier]:
+    """Start processes that begin to download when all of them, and the caller, have come."""
     together = CONTEXT.Barrier(processes + 1)
     running = [
         CONTEXT.Process(target=_download, args=(job, number, together))
@@ -47,15 +46,27 @@ def downloading(job: Download, *, processes: int) -> Iterator[list[ForkServerPro
     ]
     for process in running:
         process.start()
+    return running, together
+
+
+def end(running: list[ForkServerProcess]) -> None:
+    """Wait for processes to end, and end those that do not."""
+    for process in running:
+        process.join(60)
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+@contextmanager
+def downloading(job: Download, *, processes: int) -> Iterator[list[ForkServerProcess]]:
+    """Yield processes that have just begun to download, all at once."""
+    running, together = start(job, processes=processes)
     try:
         together.wait(60)
         yield running
     finally:
-        for process in running:
-            process.join(60)
-            if process.is_alive():
-                process.kill()
-                process.join()
+        end(running)
 
 
 def _download(job: Download, number: int, together: Barrier) -> None:
