@@ -83,7 +83,6 @@ class ContentStore:
         self._is_new = False
         self._sharing = Sharing(
             backend,
-            knowledge=self._knowledge,
             is_live=lambda blob: self._is_live(names.blob(blob[0]), _exactly(blob[1])),
             doubted=self._doubted,
         )
