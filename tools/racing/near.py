@@ -7,15 +7,20 @@ tools/series: 10.2 % of each file is new, in 13 places, and everything is shifte
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import warnings
+from array import array
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from series.tables import synthetic
 
+from casartifacts import planning, scanning
+from casartifacts.manifest import ChunkTable
 from racing.jobs import own_store
 from racing.rows import MIB, Bound, Place, Skipped, row
 
@@ -23,11 +28,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from casartifacts import ContentStore
+    from casartifacts.bodies import Source
     from racing.rows import Side
 
 __all__ = ["load"]
 
 _NAME = "model.ckpt"
+
+_UNCUT = 4 * MIB
 
 
 @row("first of a series", reference="hf_xet", bound=Bound(0.4))
@@ -105,6 +113,52 @@ def _(place: Place, _: Path) -> tuple[Side, Side]:
         return _mib_in(folder / "theirs")
 
     return lambda folder: partial(ours, folder), lambda folder: partial(theirs, folder)
+
+
+@row("all is new, to not cut", reference="not cut", bound=Bound(1.25))
+def _(place: Place, shared: Path) -> tuple[Side, Side]:
+    """Every weight was trained: what it costs to have looked for what is shared."""
+    other = shared / "other"
+    with other.open("xb") as file:
+        for _ in range(_size(place) // MIB):
+            file.write(os.urandom(MIB))
+
+    def ours(folder: Path) -> Callable[[], object]:
+        store = own_store(folder)
+        _add(store, place.file)
+        return partial(_add, store, other)
+
+    def not_cut(folder: Path) -> Callable[[], object]:
+        store = own_store(folder)
+        _add(store, place.file)
+
+        def add() -> None:
+            with (
+                mock.patch.object(scanning, "cut", _read_only),
+                mock.patch.object(planning.Plan, "_read", _read_unverified),
+            ):
+                _add(store, other)
+
+        return add
+
+    return ours, not_cut
+
+
+def _read_only(source: Source, *, size: int, **_: object) -> scanning.Scan:
+    """Stand in for cutting: the digest alone, and chunks as long as blobs."""
+    found = scanning.read(source, small_limit=0)
+    lengths = [min(_UNCUT, size - at) for at in range(0, size, _UNCUT)]
+    digests = b"".join(b"%032d" % number for number in range(len(lengths)))
+    return found._replace(chunks=ChunkTable(array("I", lengths), digests))
+
+
+def _read_unverified(self: planning.Plan, buffer: memoryview, first: int, last: int) -> memoryview:
+    offset = self._offsets[first]
+    window = buffer[: self._offsets[last] - offset]
+    filled = 0
+    while filled < len(window):
+        filled += self._source.read_into(window[filled:], offset + filled)
+    return window
 
 
 def load(place: Place, folder: Path) -> None:
