@@ -10,8 +10,17 @@ from __future__ import annotations
 import re
 
 from blake3 import blake3
+from xxhash import xxh3_64_intdigest
 
-__all__ = ["BUFFER_SIZE", "DIGEST_PATTERN", "DIGEST_SIZE", "Hasher", "digest_of", "is_digest"]
+__all__ = [
+    "BUFFER_SIZE",
+    "DIGEST_PATTERN",
+    "DIGEST_SIZE",
+    "Hasher",
+    "digest_of",
+    "fingerprint",
+    "is_digest",
+]
 
 # The best buffer is 256 KiB-4 MiB; updates of this size release the GIL.
 BUFFER_SIZE = 2**20
@@ -23,6 +32,15 @@ DIGEST_PATTERN = re.compile(r"[0-9a-f]{64}")
 
 Hasher = blake3
 """A running digest: `update(bytes)`, `digest()`, `hexdigest()`."""
+
+
+def fingerprint(piece: memoryview) -> int:
+    """Return 64 bits that tell whether bytes are the same when they are read again.
+
+    XXH3, in a quarter of the time of a digest. It says so by accident once in 2^64, and against
+    nobody who means harm: it is for what one upload reads twice, and never stored.
+    """
+    return xxh3_64_intdigest(piece)
 
 
 def digest_of(content: bytes | bytearray | memoryview) -> str:

@@ -4,8 +4,8 @@ Three threads share the work: one reads and compares the chunks, one hashes the 
 the place is near, one writes them. Elsewhere they are handed out while the pass goes on, so that
 they are sent beside it.
 
-Rule 1: the chunks of the first reading are the truth. A source that has others now is refused, and
-no manifest is made.
+Rule 1: the chunks of the first reading are the truth. A source that has others now, by their
+fingerprints, is refused, and no manifest is made.
 Rule 2: a blob ends where a chunk ends, so that no chunk lies in two blobs.
 Rule 3: what is hashed is what is written: the same bytes in the same buffer.
 """
@@ -18,7 +18,7 @@ from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Protocol
 
-from casartifacts.digest import Hasher
+from casartifacts.digest import Hasher, fingerprint
 from casartifacts.errors import ContentChanged
 from casartifacts.manifest import BLOB_LIMIT
 from casartifacts.matching import BOUNDS, Layout, Stretch, lay_out
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from casartifacts.bodies import Source
     from casartifacts.manifest import ChunkTable, Manifest
+    from casartifacts.scanning import Cuts
 
 __all__ = ["NewBlob", "Plan", "Sink", "plan"]
 
@@ -76,20 +77,20 @@ class Plan:
 
     Args:
         source: The content.
-        chunks: Its chunks, as they were read.
+        cuts: Its chunks, as they were read.
         layout: How it is put together.
         sink: Takes the blobs in the same pass; None if they are sent by whoever iterates.
     """
 
     def __init__(
-        self, source: Source, *, chunks: ChunkTable, layout: Layout, sink: Sink | None = None
+        self, source: Source, *, cuts: Cuts, layout: Layout, sink: Sink | None = None
     ) -> None:
         self._source = source
         self._sink = sink
-        self._chunks = chunks
+        self._cuts = cuts
         self._layout = layout
         # Where each chunk begins, and where the last one ends.
-        self._offsets = [0, *accumulate(chunks.lengths)]
+        self._offsets = [0, *accumulate(cuts.chunks.lengths)]
 
     def __iter__(self) -> Iterator[NewBlob]:
         """Read what is new and yield its blobs in order.
@@ -99,7 +100,7 @@ class Plan:
         """
         hashing: Beside[object] = Beside()
         writing: Beside[object] = Beside()
-        size = max(_WINDOW_SIZE, *self._chunks.lengths)
+        size = max(_WINDOW_SIZE, *self._cuts.chunks.lengths)
         # Two in turn: while one is hashed and written, the other is filled.
         buffers = [memoryview(bytearray(size)) for _ in range(2)] if self._layout.fresh else []
         with hashing, writing:
@@ -142,7 +143,7 @@ class Plan:
             filled += count
         for chunk in range(first, last):
             begin, end = (at - offset for at in self._offsets[chunk : chunk + 2])
-            if Hasher(window[begin:end]).digest() != self._chunks[chunk][1]:
+            if fingerprint(window[begin:end]) != self._cuts.fingerprints[chunk]:
                 raise _changed(f"other bytes at {offset + begin} to {offset + end}")
         return window
 

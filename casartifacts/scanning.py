@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from casartifacts.chunking import Cutter
 from casartifacts.cutpoints import cut_points
-from casartifacts.digest import BUFFER_SIZE, Hasher
+from casartifacts.digest import BUFFER_SIZE, Hasher, fingerprint
 from casartifacts.manifest import ChunkTable
 from casartifacts.parallel import Beside
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from casartifacts.bodies import Source
     from casartifacts.chunking import ChunkerParameters
 
-__all__ = ["Scan", "agrees", "cut", "read"]
+__all__ = ["Cuts", "Scan", "agrees", "cut", "read"]
 
 # Most small contents end in the first piece that is read, and making room for a MiB costs more than
 # all the rest of their upload.
@@ -34,13 +34,20 @@ _WINDOW_SIZE = 4 * 2**20
 _COMPARED = 4
 
 
+class Cuts(NamedTuple):
+    """The chunks of a content, and the fingerprint of each (digest.fingerprint)."""
+
+    chunks: ChunkTable
+    fingerprints: array[int]
+
+
 class Scan(NamedTuple):
-    """What was read: digest, size in bytes, all of a small content, and the chunks if asked for."""
+    """What was read: digest, size in bytes, all of a small content, and the cuts if asked for."""
 
     digest: str
     size: int
     small: bytes | None = None
-    chunks: ChunkTable | None = None
+    cuts: Cuts | None = None
 
 
 def read(source: Source, *, small_limit: int) -> Scan:
@@ -84,11 +91,14 @@ def cut(source: Source, *, size: int, chunker: ChunkerParameters) -> Scan:
     content = Hasher()
     lengths: array[int] = array("I")
     digests = bytearray()
+    fingerprints: array[int] = array("Q")
 
     def hash_chunks(window: memoryview, cuts: list[int]) -> None:
         at = 0
         for length in cuts:
-            digests.extend(Hasher(window[at : at + length]).digest())
+            chunk = window[at : at + length]
+            digests.extend(Hasher(chunk).digest())
+            fingerprints.append(fingerprint(chunk))
             at += length
         lengths.extend(cuts)
 
@@ -119,7 +129,8 @@ def cut(source: Source, *, size: int, chunker: ChunkerParameters) -> Scan:
             done += ready
         whole.end()
         parts.end()
-    return Scan(content.hexdigest(), done, None, ChunkTable(lengths, bytes(digests)))
+    found = Cuts(ChunkTable(lengths, bytes(digests)), fingerprints)
+    return Scan(content.hexdigest(), done, None, found)
 
 
 def agrees(source: Source, chunks: ChunkTable) -> bool:

@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 
     from casartifacts.bodies import Source
     from casartifacts.cache import ArtifactCache, Slot
-    from casartifacts.manifest import ChunkTable, Manifest
+    from casartifacts.manifest import Manifest
     from casartifacts.protocols import Backend, Draft
+    from casartifacts.scanning import Cuts
 
     Progress = Callable[[int, int], None]
 
@@ -366,7 +367,8 @@ class ContentStore:
     def _keep_blobs(self, upload: _Upload) -> tuple[bytes, list[str]]:
         """Store what is new of a content as blobs; return its manifest and what that names."""
         backend = self.backend
-        chunks = upload.chunks()
+        cuts = upload.cuts()
+        chunks = cuts.chunks
         if upload.anew:
             layout, was_begun = plan(chunks, []), False
         else:
@@ -384,7 +386,7 @@ class ContentStore:
             if isinstance(backend, Drafting):
                 publish = partial(self._publish_draft, anew=upload.anew)
                 sink = ending.enter_context(_Drafts(backend, publish))
-            blobs = Plan(upload.source, chunks=chunks, layout=layout, sink=sink)
+            blobs = Plan(upload.source, cuts=cuts, layout=layout, sink=sink)
             for blob in blobs if sink is not None else self._sent(blobs, upload, asks=was_begun):
                 fresh.append(blob.digest)
                 done += blob.length
@@ -689,16 +691,16 @@ class _Upload:
             scan = scanning.cut(source, size=size, chunker=record.chunker)
         if scan is None or scan.size <= limit:
             scan = scanning.read(source, small_limit=limit)
-        self.digest, self.size, self.small, self._chunks = scan
+        self.digest, self.size, self.small, self._cuts = scan
         self.check_unchanged()
 
-    def chunks(self) -> ChunkTable:
-        """Return the chunks of the content; they are looked for if they are not known yet.
+    def cuts(self) -> Cuts:
+        """Return how the content is cut; it is looked for if it is not known yet.
 
         Raises:
             ContentChanged: The source is not what it was in the first reading.
         """
-        if self._chunks is None:
+        if self._cuts is None:
             scan = scanning.cut(self.source, size=self.size, chunker=self.record.chunker)
             if scan.digest != self.digest:
                 raise ContentChanged(
@@ -706,8 +708,8 @@ class _Upload:
                     f"digest {self.digest}, the second {scan.digest}. Nothing was published; upload"
                     " it again when nobody writes to it."
                 )
-            self._chunks = scan.chunks
-        return cast("ChunkTable", self._chunks)
+            self._cuts = scan.cuts
+        return cast("Cuts", self._cuts)
 
     def check_unchanged(self) -> None:
         """Refuse a file that somebody has written to since the upload began."""

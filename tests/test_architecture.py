@@ -37,7 +37,8 @@ FLOORS = [
     {"opening"},
     {"store"},
     {"sharing"},
-    {"backoff", "cache", "planning", "reading", "scanning"},
+    {"backoff", "cache", "planning", "reading"},
+    {"scanning"},
     # The rooms of the cache.
     {"cache.room"},
     {"cache.database", "cache.slots", "cache.waiting"},
@@ -83,6 +84,7 @@ LIBRARIES = {
     "sqlalchemy": {"studies"},
     "sqlite3": {"cache.database", "cache.table"},
     "tqdm": {"progress"},
+    "xxhash": {"digest"},
 }
 
 # Seconds to import, or perhaps not installed: loaded by the call that needs them.

@@ -300,8 +300,9 @@ def test_without_bases_a_content_is_cut_into_blobs_as_large_as_may_be(
 ) -> None:
     whole = blake3(seed).digest(length=size)
     chunker = ChunkerParameters(minimum=64, average=256, maximum=1024)
-    chunks = scanning.cut(Source(io.BytesIO(whole)), size=size, chunker=chunker).chunks
-    assert chunks is not None
+    cuts = scanning.cut(Source(io.BytesIO(whole)), size=size, chunker=chunker).cuts
+    assert cuts is not None
+    chunks = cuts.chunks
     layout = lay_out(chunks, bases=[], bounds=Bounds(blob_limit=small_blobs))
     expected = []
     begin = end = 0

@@ -149,7 +149,8 @@ def _read_only(source: Source, *, size: int, **_: object) -> scanning.Scan:
     found = scanning.read(source, small_limit=0)
     lengths = [min(_UNCUT, size - at) for at in range(0, size, _UNCUT)]
     digests = b"".join(b"%032d" % number for number in range(len(lengths)))
-    return found._replace(chunks=ChunkTable(array("I", lengths), digests))
+    chunks = ChunkTable(array("I", lengths), digests)
+    return found._replace(cuts=scanning.Cuts(chunks, array("Q", bytes(8 * len(lengths)))))
 
 
 def _read_unverified(self: planning.Plan, buffer: memoryview, first: int, last: int) -> memoryview:
