@@ -40,9 +40,9 @@ FLOORS = [
     # The rooms of the cache.
     {"cache.room"},
     {"cache.database", "cache.slots"},
-    {"cache.table"},
+    {"cache.counters", "cache.table"},
     {"cache.folder"},
-    {"cache.counters", "cache.mounts", "cache.trust"},
+    {"cache.mounts", "cache.trust"},
     {"cache.failures"},
     {
         "backends.boto3",

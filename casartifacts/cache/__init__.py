@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeVar
 
 from casartifacts.cache import folder as places
 from casartifacts.cache import room, trust
-from casartifacts.cache.counters import Counters, Counting
+from casartifacts.cache.counters import Counters, Counting, totals
 from casartifacts.cache.database import Database
 from casartifacts.cache.failures import CacheUnavailable, WrongError
 from casartifacts.cache.slots import Slot
@@ -91,7 +91,7 @@ class ArtifactCache:
         if size_limit is not None and size_limit < 0:
             raise ValueError(f"size_limit is a number of bytes, at least 0; got {size_limit}")
         self._size_limit = size_limit
-        self._counting = Counting()
+        self._counting = Counting(self._folder)
         self._database = Database(self._folder)
         self._known: dict[str, _Known] = {}
         self._recalled: dict[str, tuple[Stamp, str | None]] = {}
@@ -111,6 +111,10 @@ class ArtifactCache:
     def counters(self) -> Counters:
         """What happened in this process since this object was made."""
         return self._counting.counters
+
+    def totals(self) -> Counters:
+        """What happened in this folder in all processes, the living and the dead, until now."""
+        return totals(self._folder)
 
     @property
     def size_limit(self) -> int:
@@ -338,6 +342,8 @@ class ArtifactCache:
                 return file, stamp
 
         file, stamp = self._database.ask(move_in, writes=True)
+        with self._counting as counters:
+            counters.bytes_fetched += slot.size
         with contextlib.suppress(OSError):
             if trust.is_private(self._folder):
                 self._know(slot.digest, name, stamp, age=0)

@@ -6,6 +6,7 @@
     <folder>/tmp/<digest>-<random>-<size>     a file being filled; its name reserves its room
     <folder>/damaged/                         what turned out wrong, for inspection: the newest four
     <folder>/changes                          a byte more for what others must be told of a record
+    <folder>/counters/<number>                what a process has counted; locked while it lives
 
 Rule 1: this file is the only one that spells a name in the folder.
 Rule 2: nothing outside the folder is read, moved or deleted: no symlink is followed, and a name
@@ -43,8 +44,13 @@ __all__ = [
     "aside",
     "changes",
     "content_names",
+    "counter_paths",
+    "counters",
     "digest_of_content",
+    "drop_aside",
     "fillings",
+    "is_locked",
+    "is_named",
     "lock",
     "make",
     "make_filling",
@@ -52,6 +58,7 @@ __all__ = [
     "move_in",
     "new_content_name",
     "open_content",
+    "open_counter",
     "path_of",
     "put_aside",
     "put_table_aside",
@@ -67,11 +74,15 @@ _CACHEDIR_TAG = b"""Signature: 8a477f597d28d172789f06886806bc55
 
 _CONTENT_NAME = re.compile(r"contents/([0-9a-f]{2})/\1[0-9a-f]{62}-[0-9a-f]{16}")
 _FILLING_NAME = re.compile(r"[0-9a-f]{64}-[0-9a-f]{16}-([0-9]{1,18})")
+_COUNTER_NAME = re.compile(r"[0-9]{3}")
 _DAMAGED_CONTENT = re.compile(r"[0-9a-f]{64}-[0-9a-f]{16}")
 _DAMAGED_TABLE = re.compile(rf"{re.escape(TABLE)}(-wal|-shm)?-[0-9a-f]{{16}}")
 
 # How many contents that turned out wrong, and files of a broken table, are kept for inspection.
 _MOST_DAMAGED = 4
+
+# Processes that count in the folder at once; more count for themselves alone.
+_MOST_COUNTERS = 1000
 
 # What opening answers when there is no file of ours in that place: none, a symlink, a FIFO.
 _NO_FILE = {errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO}
@@ -85,6 +96,7 @@ _SAFE = (
 )
 READ = os.O_RDONLY | _SAFE
 _MAKE = os.O_RDWR | os.O_CREAT | os.O_EXCL | _SAFE
+_COUNT = os.O_RDWR | _SAFE
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _SAFE
 
 
@@ -93,7 +105,7 @@ def make(folder: str) -> None:
     os.makedirs(folder, mode=0o700, exist_ok=True)
     if not os.listdir(folder):
         _write_new(f"{folder}/CACHEDIR.TAG", _CACHEDIR_TAG)
-    for name in ("contents", "tmp", "damaged"):
+    for name in ("contents", "tmp", "damaged", "counters"):
         os.makedirs(f"{folder}/{name}", mode=0o700, exist_ok=True)
         if os.path.islink(f"{folder}/{name}"):
             raise NotADirectoryError(f"{folder}/{name} is a symlink; a cache keeps to its folder")
@@ -235,6 +247,58 @@ def move_back(path: str, *, to: str) -> None:
         os.rename(path, to)
 
 
+# Counters
+
+
+def counter_paths(folder: str) -> Iterator[str]:
+    """Yield where processes may count, whether there is a file or not."""
+    if os.path.islink(f"{folder}/counters"):
+        return
+    for number in range(_MOST_COUNTERS):
+        yield f"{folder}/counters/{number:03}"
+
+
+def counters(folder: str) -> list[str]:
+    """Return where processes have counted."""
+    if os.path.islink(f"{folder}/counters"):
+        return []
+    try:
+        found = os.listdir(f"{folder}/counters")
+    except OSError:
+        return []
+    return [f"{folder}/counters/{name}" for name in found if _COUNTER_NAME.fullmatch(name)]
+
+
+def open_counter(path: str) -> int | None:
+    """Open a file to count in, or make it; None if what is there is not for this user."""
+    try:
+        return os.open(path, _COUNT)
+    except FileNotFoundError:
+        with contextlib.suppress(FileExistsError):
+            return os.open(path, _MAKE, 0o600)
+    except OSError:
+        pass
+    return None
+
+
+def is_named(path: str, descriptor: int) -> bool:
+    """Tell whether a path still leads to an open file."""
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.lstat(path), os.fstat(descriptor))
+    return False
+
+
+def is_locked(path: str) -> bool:
+    """Tell whether somebody, also this process, has a file locked."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, READ)
+        try:
+            return lock(descriptor) is False
+        finally:
+            os.close(descriptor)
+    return False
+
+
 # What turned out wrong
 
 
@@ -248,6 +312,16 @@ class Aside(NamedTuple):
 def aside(folder: str) -> list[Aside]:
     """Return the contents that were put aside, the oldest first."""
     return _aside(folder, _DAMAGED_CONTENT)
+
+
+def drop_aside(folder: str) -> list[Aside]:
+    """Delete what was put aside, files of tables too; returns what went."""
+    gone = []
+    for entry in (*aside(folder), *_aside(folder, _DAMAGED_TABLE)):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(entry.path)
+            gone.append(entry)
+    return gone
 
 
 def put_aside(folder: str, path: str) -> None:

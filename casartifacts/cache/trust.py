@@ -39,14 +39,16 @@ def stamp_of(status: os.stat_result) -> Stamp:
 
 
 def settle(descriptor: int) -> Stamp:
-    """Backdate a file and return its stamp.
+    """Backdate a file that was written just now, and return its stamp.
 
     The clock of a file system stands still for up to 10 ms: a write right after this moment could
-    leave the times as they are. It cannot set the time of a second ago.
+    leave the times as they are. It cannot set the time of a second ago. An older file keeps its
+    time: it may be somebody's, by a hard link.
     """
-    with contextlib.suppress(PermissionError):
-        now = time.time_ns()
-        os.utime(descriptor, ns=(now, now - 10**9))
+    now = time.time_ns()
+    if os.fstat(descriptor).st_mtime_ns > now - 10**9:
+        with contextlib.suppress(PermissionError):
+            os.utime(descriptor, ns=(now, now - 10**9))
     return stamp_of(os.fstat(descriptor))
 
 
