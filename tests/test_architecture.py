@@ -38,6 +38,7 @@ FLOORS = [
     {"store"},
     {"backoff", "cache", "planning", "reading"},
     # The rooms of the cache.
+    {"cache.upkeep"},
     {"cache.room"},
     {"cache.database", "cache.slots"},
     {"cache.counters", "cache.table"},

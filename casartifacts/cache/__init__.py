@@ -9,6 +9,7 @@
     trust       stamps: what need not be hashed again
     mounts      on which file system a folder lies
     counters    what happened
+    upkeep      what people ask of a cache: what is in it, and to clean it
     failures    `CacheUnavailable`
 
 Rule 1: a failing cache never fails a read. It says so once per kind of failure and is gone around;
@@ -32,20 +33,30 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeVar
 
+from casartifacts import files
 from casartifacts.cache import folder as places
-from casartifacts.cache import room, trust
+from casartifacts.cache import room, trust, upkeep
 from casartifacts.cache.counters import Counters, Counting, totals
 from casartifacts.cache.database import Database
 from casartifacts.cache.failures import CacheUnavailable, WrongError
 from casartifacts.cache.slots import Slot
 from casartifacts.cache.table import Row, Table, is_record_name, is_record_text
 from casartifacts.cache.trust import Stamp, stamp_of
+from casartifacts.cache.upkeep import Cleaned, Stat, Verified
 from casartifacts.digest import is_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["ArtifactCache", "CacheUnavailable", "Counters", "Slot"]
+__all__ = [
+    "ArtifactCache",
+    "CacheUnavailable",
+    "Cleaned",
+    "Counters",
+    "Slot",
+    "Stat",
+    "Verified",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -124,8 +135,9 @@ class ArtifactCache:
         return room.default_limit(self._folder)
 
     def close(self) -> None:
-        """Close the database; the next use opens it again."""
+        """Close the files that it has open; the next use opens them again."""
         self._database.close()
+        self._counting.close()
 
     # Contents out
 
@@ -152,6 +164,35 @@ class ArtifactCache:
             with self._counting as counters:
                 counters.misses += 1
         return file
+
+    def link(
+        self, digest: str, file: BinaryIO, target: Path, *, symbolic: bool, overwrite: bool
+    ) -> None:
+        """Make a path a hard or symbolic link to a content that was opened just now.
+
+        The link leads to the cache's own file, which is read-only. What is written through it all
+        the same is noticed when the content is opened next.
+
+        Args:
+            digest: The digest of the content.
+            file: What `open` or `Slot.publish` returned.
+            target: The path.
+            symbolic: Whether it is to be a symlink, which leads nowhere after an eviction.
+            overwrite: Whether what is there is replaced, at once.
+
+        Raises:
+            FileExistsError: There is something.
+            OSError: No link can be had here; it says why.
+        """
+        known = self._known.get(digest)
+        status = os.fstat(file.fileno())
+        self._check_lendable(status, symbolic=symbolic)
+        path = known.path if known is not None else self._path_of(digest)
+        files.publish_link(
+            path, target, descriptor=file.fileno(), symbolic=symbolic, overwrite=overwrite
+        )
+        if known is not None and not symbolic:
+            self._try(partial(self._note_link, digest, known, file.fileno()), writes=True)
 
     def forget(self, digest: str) -> None:
         """Drop a content."""
@@ -244,6 +285,65 @@ class ArtifactCache:
         if at_once or changed is not False:
             self._try(lambda _: places.say_changed(self._folder))
 
+    # Upkeep: these say what goes wrong
+
+    def stat(self) -> Stat:
+        """Return what the cache holds, and what happened in it.
+
+        Raises:
+            FileNotFoundError: There is no cache here.
+            CacheUnavailable: It cannot be read.
+        """
+        self._check_is_there()
+        look = partial(upkeep.look, folder=self._folder, size_limit=self.size_limit)
+        return self._ask(look)
+
+    def verify(self) -> Verified:
+        """Hash every content; what is wrong is put aside, as `open` does it.
+
+        Raises:
+            FileNotFoundError: There is no cache here.
+            CacheUnavailable: It cannot be used.
+        """
+        self._check_is_there()
+        contents = size = 0
+        wrong = []
+        last = ""
+        while page := self._ask(partial(Table.digests, after=last)):
+            for last in page:
+                row = self._ask(partial(Table.find, digest=last))
+                if row is None:
+                    continue  # evicted meanwhile
+                try:
+                    size += self._verify_anew(last, row)
+                    contents += 1
+                except WrongError as error:
+                    if self._ask(partial(self._expel, digest=last, row=row, why=str(error))):
+                        wrong.append(last)
+        return Verified(contents, size, tuple(wrong))
+
+    def clean(self, *, everything: bool = False) -> Cleaned:
+        """Take out what killed processes left, what was put aside, and what leads nowhere.
+
+        What is open stays readable, and what is on its way in is not touched.
+
+        Args:
+            everything: Whether all contents go, too.
+
+        Raises:
+            FileNotFoundError: There is no cache here.
+            CacheUnavailable: It cannot be written.
+        """
+        self._check_is_there()
+        if everything:
+            self._known.clear()
+        return upkeep.clean(self._folder, self._ask, everything=everything)
+
+    def _check_is_there(self) -> None:
+        """Refuse to make a cache where people only ask for one."""
+        if not places.is_cache(self._folder):
+            raise FileNotFoundError(f"There is no cache in {self._folder}")
+
     # How a content is found right
 
     def _look_up(self, digest: str) -> io.FileIO | None:
@@ -279,6 +379,44 @@ class ArtifactCache:
             self._know(digest, row.name, stamp, age=age)
         self._count_hit(stamp)
 
+    def _check_lendable(self, status: os.stat_result, *, symbolic: bool) -> None:
+        """Refuse to link what somebody else may change under the link's owner."""
+        if not hasattr(os, "geteuid"):
+            raise OSError("this system has no links to read-only files")
+        if status.st_uid != os.geteuid():
+            raise PermissionError("another user put it into the cache")
+        if status.st_mode & 0o222:
+            raise PermissionError("somebody made the cache's file writable")
+        if symbolic and not trust.is_private(self._folder):
+            raise PermissionError(f"others may write to {self._folder}")
+
+    def _path_of(self, digest: str) -> str:
+        row = self._try(lambda table: table.find(digest))
+        path = None if row is None else places.path_of(self._folder, row.name, digest=digest)
+        if path is None:
+            raise FileNotFoundError("the cache does not have it any more")
+        return path
+
+    def _note_link(self, digest: str, known: _Known, descriptor: int, table: Table) -> None:
+        """Trust a file on that has one more link: its ctime is another one, its bytes are not."""
+        # In a transaction: of several that link at once the last one notes what all have done.
+        with table.transact():
+            stamp = stamp_of(os.fstat(descriptor))
+            if trust.is_same_but_for_links(known.stamp, stamp):
+                now = time.time()
+                table.refresh(digest, known.name, tag=trust.tag(stamp, now), now=now)
+                self._know(digest, known.name, stamp, age=0)
+
+    def _verify_anew(self, digest: str, row: Row) -> int:
+        """Hash the file of a row, whatever its stamp; returns its bytes."""
+        path = places.path_of(self._folder, row.name, digest=digest)
+        with places.open_content(path) as file:
+            stamp = trust.settle(file.fileno())
+            trust.verify(file, digest)
+        if trust.is_private(self._folder) and trust.age(row.tag, stamp) is None:
+            self._mark(digest, row.name, stamp)
+        return stamp[2]
+
     def _mark(self, digest: str, name: str, stamp: Stamp) -> None:
         """Note that a file is right and in use: its content is young again."""
         now = time.time()
@@ -291,8 +429,11 @@ class ArtifactCache:
         known = _Known(name, f"{self._folder}/{name}", stamp, refresh_at)
         _put_bounded(self._known, digest, known)
 
-    def _expel(self, table: Table, *, digest: str, row: Row, why: str) -> None:
-        """Drop the row of a content that turned out wrong, and put its file aside."""
+    def _expel(self, table: Table, *, digest: str, row: Row, why: str) -> bool:
+        """Drop the row of a content that turned out wrong, and put its file aside.
+
+        Returns whether it was still there.
+        """
         with table.transact():
             # The tag says which row was seen: another process may have put a right one there.
             dropped = table.strike(digest, tag=row.tag)
@@ -304,6 +445,7 @@ class ArtifactCache:
             with self._counting as counters:
                 counters.heals += 1
             logger.warning("Content %s in %s is to be fetched anew: %s", digest, repr(self), why)
+        return dropped
 
     def _count_hit(self, stamp: Stamp) -> None:
         with self._counting as counters:
@@ -358,6 +500,14 @@ class ArtifactCache:
         except CacheUnavailable as error:
             self._warn(str(error), error.__cause__)
             return None
+
+    def _ask(self, act: Callable[[Table], _T]) -> _T:
+        """Do something with the table for somebody who wants to know why it cannot be done."""
+        try:
+            return self._database.ask(act, writes=True)
+        except CacheUnavailable as error:
+            why = "" if error.__cause__ is None else f" ({error.__cause__})"
+            raise CacheUnavailable(f"The cache in {self._folder}: {error}{why}") from error
 
     def _warn(self, what: str, error: BaseException | None) -> None:
         if what not in self._warned:

@@ -6,7 +6,7 @@ needs one, which counts on from what stands there. So a hit waits for nobody, no
 twice or lost when a process is killed, and there are no more files than processes lived at once.
 
 Rule 1: each process counts its own, from zero after a fork.
-Rule 2: what cannot be noted in the folder is counted in the process all the same, and fails nothing.
+Rule 2: what cannot be noted in the folder is counted in the process all the same; it fails nothing.
 Rule 3: a file that is no whole record of ours counts as nothing, and is not written to.
 """
 
@@ -93,6 +93,11 @@ class Counting:
         self.counters = Counters()
         self._more = Counters()
 
+    def close(self) -> None:
+        """Let go of the file; the next count opens one again."""
+        with self._ledger.lock:
+            self._ledger.close()
+
     def __enter__(self) -> Counters:
         self._ledger.lock.acquire()
         return self._more
@@ -116,18 +121,18 @@ class _Ledger:
         self.begin_anew()
 
     def __del__(self) -> None:
-        self._close()
+        self.close()
 
     def begin_anew(self) -> None:
         """Count from zero, in another file, whoever held the lock."""
         self.lock = threading.Lock()
-        self._close()
-        self._look_at = 0.0
+        self.close()
 
-    def _close(self) -> None:
-        """Let go of the file; what stands in it is counted by whoever takes it over."""
+    def close(self) -> None:
+        """Let go of the file; who takes it over counts on from what stands in it."""
         descriptor, self._descriptor = self._descriptor, -1
         self._numbers = Counters()
+        self._look_at = 0.0
         if descriptor >= 0:
             # In a forked child this leaves the lock to the parent.
             with contextlib.suppress(OSError):
@@ -137,8 +142,8 @@ class _Ledger:
         """Count what happened besides; the caller has the lock."""
         now = time.monotonic()
         if now >= self._look_at:
-            self._look_at = now + _LOOK_SECONDS
             self._look()
+            self._look_at = now + _LOOK_SECONDS
         self._numbers.add(more)
         if self._descriptor >= 0:
             # All numbers each time: what could not be written today is written tomorrow.
@@ -149,7 +154,7 @@ class _Ledger:
         """See to it that there is a file, in the folder that is there now."""
         if self._descriptor >= 0 and not places.is_named(self._path, self._descriptor):
             # The folder was deleted, and what it had counted with it.
-            self._close()
+            self.close()
         if self._descriptor < 0:
             with contextlib.suppress(OSError):
                 self._take_file()
@@ -257,8 +262,10 @@ def _after_fork_in_child() -> None:
     # A thread that is not there any more may have held a lock.
     global _guard  # noqa: PLW0603 -- the child's own
     _guard = threading.Lock()
-    for each in [*list(_ledgers.values()), *list(_living)]:
-        each.begin_anew()
+    for ledger in list(_ledgers.values()):
+        ledger.begin_anew()
+    for counting in list(_living):
+        counting.begin_anew()
 
 
 if hasattr(os, "register_at_fork"):

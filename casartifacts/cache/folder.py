@@ -43,12 +43,14 @@ __all__ = [
     "Filling",
     "aside",
     "changes",
+    "content_folders",
     "content_names",
     "counter_paths",
     "counters",
     "digest_of_content",
     "drop_aside",
     "fillings",
+    "is_cache",
     "is_locked",
     "is_named",
     "lock",
@@ -113,6 +115,11 @@ def make(folder: str) -> None:
     _write_new(f"{folder}/changes", b".")
 
 
+def is_cache(folder: str) -> bool:
+    """Tell whether there is a cache in a folder, or what is left of one."""
+    return os.path.lexists(f"{folder}/{TABLE}") or os.path.isdir(f"{folder}/contents")
+
+
 def _write_new(path: str, body: bytes) -> None:
     """Write a file unless there is one."""
     with contextlib.suppress(FileExistsError), open(path, "xb") as file:
@@ -147,12 +154,16 @@ def new_content_name(digest: str) -> str:
     return f"contents/{digest[:2]}/{digest}-{secrets.token_hex(8)}"
 
 
+def content_folders(folder: str) -> list[str]:
+    """Return the names of the folders of contents."""
+    found = (f"contents/{above}" for above in os.listdir(f"{folder}/contents"))
+    return [above for above in found if os.path.isdir(f"{folder}/{above}")]
+
+
 def content_names(folder: str) -> Iterator[str]:
     """Yield the names of what lies among the contents."""
-    for above in os.listdir(f"{folder}/contents"):
-        if os.path.isdir(f"{folder}/contents/{above}"):
-            for last in os.listdir(f"{folder}/contents/{above}"):
-                yield f"contents/{above}/{last}"
+    for above in content_folders(folder):
+        yield from (f"{above}/{last}" for last in os.listdir(f"{folder}/{above}"))
 
 
 def path_of(folder: str, name: object, *, digest: str = "") -> str | None:

@@ -15,7 +15,7 @@ import stat
 import time
 from typing import TYPE_CHECKING
 
-from casartifacts.cache.folder import aside, fillings, lock
+from casartifacts.cache.folder import Filling, aside, fillings, lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from casartifacts.cache.slots import Slot
     from casartifacts.cache.table import Table
 
-__all__ = ["default_limit", "free", "reserve"]
+__all__ = ["default_limit", "drop_left_over", "free", "reserve"]
 
 # By default a tenth of the file system, but no more than this.
 _MOST_BY_DEFAULT = 100 * 2**30
@@ -127,3 +127,14 @@ def _is_left_over(path: str, status: os.stat_result) -> bool:
     with contextlib.suppress(OSError), open(path, "r+b") as file:
         is_free = lock(file.fileno())
     return age > _FORGOTTEN_SECONDS if is_free is None else is_free
+
+
+def drop_left_over(folder: str) -> list[Filling]:
+    """Delete what killed processes had been filling; returns what went."""
+    gone = []
+    for filling in fillings(folder):
+        with contextlib.suppress(OSError):
+            if _is_left_over(filling.path, status := os.lstat(filling.path)):
+                os.unlink(filling.path)
+                gone.append(Filling(filling.path, status.st_size))
+    return gone

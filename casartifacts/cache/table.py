@@ -44,6 +44,9 @@ FAILURES = (sqlite3.Error, diskcache.Timeout)
 # Text records in the table; beyond this the oldest go, a hundredth at a time.
 _MOST_RECORDS = 100_000
 
+# Rows in a transaction where there are many to do: 10 ms.
+_PAGE = 1000
+
 _RECORD_NAME = re.compile(r"[ -~]{1,1200}")
 _RECORD_TEXT = re.compile(r"[ -~]{0,1200}")
 
@@ -265,6 +268,70 @@ class Table(diskcache.Cache):  # type: ignore[misc] # diskcache ships no types
                 break
         return dropped
 
+    def contents_held(self) -> int:
+        """Return how many contents there are."""
+        return int(self.sql("SELECT COUNT(*) FROM Cache WHERE filename IS NOT NULL").fetchone()[0])
+
+    def digests(self, *, after: str) -> list[str]:
+        """Return the digests of a page of contents, those that follow this one."""
+        rows = self.sql(
+            "SELECT key FROM Cache WHERE key > ? AND raw = 1 AND filename IS NOT NULL"
+            " AND typeof(key) = 'text' AND length(key) = 64 AND key NOT GLOB '*[^0-9a-f]*'"
+            " ORDER BY key LIMIT ?",
+            (after, _PAGE),
+        )
+        return [digest for (digest,) in rows]
+
+    def drop_some(self) -> list[int]:
+        """Delete a page of contents; returns their sizes."""
+        with self.transact():
+            rows = self.sql(
+                "SELECT rowid, filename, size FROM Cache WHERE filename IS NOT NULL LIMIT ?",
+                (_PAGE,),
+            ).fetchall()
+            for rowid, name, _ in rows:
+                self.disk.remove(name)
+                self.sql("DELETE FROM Cache WHERE rowid = ?", (rowid,))
+        return [size if isinstance(size, int) else 0 for *_, size in rows]
+
+    def drop_lost(self, *, after: int) -> tuple[int, int] | None:
+        """Delete, of the page of rows that follows this one, those whose files are gone.
+
+        Returns how many went, and the last row of the page; None if there is no page.
+        """
+        with self.transact():
+            rows = self.sql(
+                "SELECT rowid, key, filename FROM Cache WHERE filename IS NOT NULL AND rowid > ?"
+                " ORDER BY rowid LIMIT ?",
+                (after, _PAGE),
+            ).fetchall()
+            lost = 0
+            for rowid, digest, name in rows:
+                path = path_of(self._directory, name, digest=str(digest))
+                if path is None or not _is_file(path):
+                    self.sql("DELETE FROM Cache WHERE rowid = ?", (rowid,))
+                    lost += 1
+        return (lost, rows[-1][0]) if rows else None
+
+    def drop_strays(self, *, above: str) -> list[int]:
+        """Delete the files in one folder of contents that have no row; returns their sizes."""
+        gone = []
+        with self.transact():
+            for last in os.listdir(f"{self._directory}/{above}"):
+                name = f"{above}/{last}"
+                path = path_of(self._directory, name)
+                if path is None or self._has_row(name):
+                    continue
+                size = os.lstat(path).st_size
+                self.disk.remove(name)
+                if not os.path.lexists(path):
+                    gone.append(size)
+        return gone
+
+    def _has_row(self, name: str) -> bool:
+        statement = "SELECT 1 FROM Cache WHERE key = ? AND raw = 1 AND filename = ?"
+        return self.sql(statement, (digest_of_content(name), name)).fetchone() is not None
+
     def sweep(self) -> None:
         """Drop, once in a process, the contents without a row; in a transaction of the caller.
 
@@ -333,6 +400,12 @@ def is_record_name(name: str) -> bool:
 def is_record_text(text: str) -> bool:
     """Tell whether a record may hold this: at most 1,200 characters of printable ASCII."""
     return _RECORD_TEXT.fullmatch(text) is not None
+
+
+def _is_file(path: str) -> bool:
+    with contextlib.suppress(OSError):
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    return False
 
 
 def _claim(connection: sqlite3.Connection) -> None:

@@ -20,7 +20,17 @@ from casartifacts.digest import BUFFER_SIZE, Hasher
 if TYPE_CHECKING:
     import io
 
-__all__ = ["Stamp", "age", "boot", "is_private", "settle", "stamp_of", "tag", "verify"]
+__all__ = [
+    "Stamp",
+    "age",
+    "boot",
+    "is_private",
+    "is_same_but_for_links",
+    "settle",
+    "stamp_of",
+    "tag",
+    "verify",
+]
 
 # Device, inode, size, mtime_ns, ctime_ns: what changes when somebody writes to a file, cuts it,
 # links it or puts another one in its place.
@@ -36,6 +46,15 @@ def stamp_of(status: os.stat_result) -> Stamp:
         status.st_mtime_ns,
         status.st_ctime_ns,
     )
+
+
+def is_same_but_for_links(stamp: Stamp, other: Stamp) -> bool:
+    """Tell whether two stamps differ at most in what making a link changes, the ctime.
+
+    For the moment of making one that is enough: who writes to the file sets its mtime, which
+    `settle` has seen to be another one.
+    """
+    return stamp[:4] == other[:4]
 
 
 def settle(descriptor: int) -> Stamp:
