@@ -241,8 +241,8 @@ class ContentStore:
         time, but what it leads to is shared by all who have one: it is read-only, and whoever
         writes to it all the same (after a chmod, or as root) changes it under the others. The next
         download notices and brings the right bytes anew; who has a link already keeps what was
-        written. A symlink leads nowhere once the cache has evicted the content, a hard link keeps
-        it, and its room on the disk.
+        written. A symlink leads nowhere once the cache has evicted the content; a hard link keeps
+        it, and its room on the disk, and when it is deleted the next download hashes once.
 
         Args:
             artifact_id: The id.
