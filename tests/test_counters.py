@@ -266,6 +266,21 @@ def test_without_locks_no_file_is_taken_over(
     assert len(list(folder.glob("counters/*"))) == 2
 
 
+def test_an_empty_file_is_taken_unless_somebody_has_it(tmp_path: Path) -> None:
+    """Whoever made it was killed before it wrote, or is about to."""
+    folder = tmp_path / "counters"
+    folder.mkdir()
+    (folder / "000").touch()
+    with (folder / "000").open("rb") as file:
+        assert places.lock(file.fileno())
+        counters._Ledger(str(tmp_path)).add(Counters(hits=1))
+        assert (folder / "000").read_bytes() == b""
+    counters._Ledger(str(tmp_path)).add(Counters(hits=2))
+    assert len(list(folder.iterdir())) == 2
+    assert counters.totals(str(tmp_path)).hits == 3
+    assert (folder / "000").read_bytes() == counters._encode(Counters(hits=2))
+
+
 def test_there_are_no_more_files_than_the_bound(
     cache: ArtifactCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
