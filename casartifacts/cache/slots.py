@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import io
     from collections.abc import Callable, Iterator
 
+    from casartifacts.cache.trust import Stamp
+
 __all__ = ["LEAST_KEPT", "Leftover", "Slot"]
 
 # What an interrupted attempt has filled is kept from this size on: below, a fetch is one request.
@@ -63,6 +65,8 @@ class Slot:
         self._take_in = take_in
         # No write may fall on a descriptor that was closed and given to another file meanwhile.
         self._lock = threading.Lock()
+        # What it is when it is published.
+        self.stamp: Stamp | None = None
         self.path, self._descriptor = places.make_filling(folder, digest, size=size)
         places.lock(self._descriptor)
 
@@ -133,7 +137,7 @@ class Slot:
                         f"expected {self.size} bytes, {length} were written"
                     )
                 places.close_content(self.fileno(), self._folder)
-                settle(self.fileno())
+                self.stamp = settle(self.fileno())
             except OSError as error:
                 raise CacheUnavailable("its files cannot be written") from error
             file = self._take_in(self)
