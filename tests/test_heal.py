@@ -39,11 +39,15 @@ class Place:
         self.cached = cache or folder / "cache"
         self.limit = limit
         self.backend = FileSystemArtifactStore(folder / "store", durable=False)
-        self.begin_anew()
+        self._begin()
         self.artifact_id = self.store.add(io.BytesIO(self.body))
 
     def begin_anew(self) -> None:
         """Go on as a process that has just been started."""
+        self.cache.close()
+        self._begin()
+
+    def _begin(self) -> None:
         self.cache = ArtifactCache(self.cached, size_limit=self.limit)
         self.store = ContentStore(self.backend, cache=self.cache)
 

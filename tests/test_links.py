@@ -16,6 +16,7 @@ import pytest
 from casartifacts import FileSystemArtifactStore, MemoryArtifactStore, download_artifact, files
 from casartifacts.cache import ArtifactCache, trust
 from casartifacts.digest import digest_of
+from casartifacts.errors import CorruptArtifact
 from casartifacts.store import ContentStore
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def test_who_writes_through_a_link_poisons_nobody(
 def test_a_write_between_opening_and_linking_is_not_taken_for_the_link(
     place: Place, is_mtime_kept: bool
 ) -> None:
-    """A write sets the mtime; one that hides it leaves no file that could be linked unseen."""
+    """A write sets the mtime; one that hides it leaves no file that could be linked."""
     place.download(None)
     reader = place.cache.open(place.digest)
     assert reader is not None
@@ -202,7 +203,9 @@ def test_a_write_between_opening_and_linking_is_not_taken_for_the_link(
             with pytest.raises(PermissionError, match="writable"):
                 place.cache.link(place.digest, reader, target, symbolic=False, overwrite=False)
         else:
-            place.cache.link(place.digest, reader, target, symbolic=False, overwrite=False)
+            with pytest.raises(CorruptArtifact, match="changed"):
+                place.cache.link(place.digest, reader, target, symbolic=False, overwrite=False)
+    assert not target.exists()
     for cache in (place.cache, ArtifactCache(place.folder)):
         assert not is_hit(cache, place.digest)
 

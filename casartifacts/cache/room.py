@@ -126,14 +126,16 @@ def reserve(
         return slot
 
 
-def drop_left(folder: str) -> list[int]:
+def drop_left(table: AnyTable, *, folder: str) -> list[int]:
     """Delete what dead processes had been filling; returns how many bytes each file had."""
     gone = []
-    for filling in fillings(folder):
-        with contextlib.suppress(OSError):
-            if _is_left(filling.path, status := os.lstat(filling.path)):
-                delete(folder, filling.path)
-                gone.append(status.st_size)
+    # In a transaction, as a slot is made in one: its file is there before it is locked.
+    with table.transact():
+        for filling in fillings(folder):
+            with contextlib.suppress(OSError):
+                if _is_left(filling.path, status := os.lstat(filling.path)):
+                    delete(folder, filling.path)
+                    gone.append(status.st_size)
     return gone
 
 

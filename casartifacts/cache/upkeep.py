@@ -124,7 +124,7 @@ def look(table: AnyTable, *, folder: str, size_limit: int, floor: int | None) ->
 
 def clean(folder: str, ask: Ask, *, everything: bool) -> Cleaned:
     """Take out what is of no use, or everything; `ask` does something with the table."""
-    left_over = room.drop_left(folder)
+    left_over = ask(partial(room.drop_left, folder=folder))
     aside = places.drop_aside(folder)
     counters.drop_broken(folder)
     contents: list[int] = []
