@@ -282,12 +282,17 @@ def rename_content(folder: str, name: str, new_name: str) -> bool:
 
 def delete(folder: str, path: str) -> None:
     """Delete a file in a folder of ours below the folder, which is reached without any symlink."""
-    if not _HAS_DIR_FD:
+    if not _is_swappable(folder):
         os.unlink(path)
         return
     above, _, last = path[len(folder) + 1 :].rpartition("/")
     with _held(folder, above) as at:
         os.unlink(last, dir_fd=at)
+
+
+def _is_swappable(folder: str) -> bool:
+    """Tell whether another user could put a symlink in the place of a folder of ours."""
+    return _HAS_DIR_FD and not is_private(folder)
 
 
 def _in_place(folder: str, name: str, act: Callable[[str, int | None], None]) -> bool:
@@ -551,11 +556,13 @@ def is_counter(folder: str, name: str, descriptor: int) -> bool:
 @contextlib.contextmanager
 def _counters(folder: str) -> Iterator[tuple[str, int | None]]:
     """Yield what goes before the name of a counter, and in which folder, where one can be held."""
-    if _HAS_DIR_FD:
+    if _is_swappable(folder):
         with _held(folder, "counters") as at:
             yield "", at
-    else:
+    elif not os.path.islink(f"{folder}/counters"):
         yield f"{folder}/counters/", None
+    else:
+        raise NotADirectoryError(f"{folder}/counters is a symlink")
 
 
 # What turned out wrong
