@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import random
+import sqlite3
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -179,6 +180,37 @@ def test_what_somebody_publishes_meanwhile_is_not_fetched_again(
             assert file.read() == body
     assert not filling(cache)
     other.close()
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_who_cannot_write_to_the_table_waits_all_the_same(
+    cache: ArtifactCache, monkeypatch: pytest.MonkeyPatch, *, is_open: bool
+) -> None:
+    """A table that is busy for long is no reason to fetch what another one fetches."""
+    monkeypatch.setattr("casartifacts.cache.table.BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("casartifacts.cache.database.BUSY_SECONDS", 0.05)
+    body = b"x" * 1000
+    assert not is_open or cache.volume() == 0
+    other = ArtifactCache(cache.folder)
+
+    def fetch() -> bytes:
+        file = cache.fetch(digest_of(body), size=1000, fill=lambda slot: pytest.fail("fetched"))
+        assert file is not None
+        with file:
+            return file.read()
+
+    with ThreadPoolExecutor(1) as pool, contextlib.closing(other):
+        with other.admit(digest_of(body), size=len(body)) as slot:
+            assert slot is not None
+            path = cache.folder / "cache.db"
+            with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as busy:
+                busy.execute("BEGIN IMMEDIATE")
+                fetched = pool.submit(fetch)
+                wait_until(lambda: cache.counters.waits)
+                busy.execute("ROLLBACK")
+            slot.write_at(body, 0)
+            slot.publish().close()
+        assert fetched.result(10) == body
 
 
 def test_who_waits_says_for_whom(

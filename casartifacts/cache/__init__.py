@@ -265,12 +265,17 @@ class ArtifactCache:
         passing: set[str] = set()
         while True:
             got = self._reserve(digest, size=size, passing=passing)
+            if got is None:
+                # The table may be busy, or read-only: whom to wait for stands in the folder.
+                got = room.being_filled(self._folder, digest, passing=passing)
             if not isinstance(got, Filling):
                 break
             with self._counting as counters:
                 counters.waits += 1
             wait_for(got)
             passing.add(got.path)
+            # Somebody has just used the table: if it was busy here, it is not any more.
+            self._database.try_again()
             if (file := self._look_up(digest)) is not None:
                 return file
         if got is None:

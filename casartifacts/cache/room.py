@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from casartifacts.cache.database import AnyTable
     from casartifacts.cache.slots import Slot
 
-__all__ = ["default_floor", "default_limit", "drop_left", "free", "reserve"]
+__all__ = ["being_filled", "default_floor", "default_limit", "drop_left", "free", "reserve"]
 
 # By default a tenth of the file system, but no more than this.
 _MOST_BY_DEFAULT = 100 * 2**30
@@ -124,6 +124,17 @@ def reserve(
             return None
         stack.pop_all()
         return slot
+
+
+def being_filled(folder: str, digest: str, *, passing: set[str]) -> Filling | None:
+    """Return a file that a living process fills with a content, as `reserve` does; no table."""
+    with contextlib.suppress(OSError):
+        for filling in fillings(folder):
+            if filling.digest == digest and filling.path not in passing:
+                with contextlib.suppress(FileNotFoundError):
+                    if not _is_left(filling.path, os.lstat(filling.path)):
+                        return filling
+    return None
 
 
 def drop_left(table: AnyTable, *, folder: str) -> list[int]:

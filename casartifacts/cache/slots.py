@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from typing import TYPE_CHECKING, BinaryIO
 
 from casartifacts.cache import folder as places
@@ -28,6 +29,8 @@ __all__ = ["LEAST_KEPT", "Leftover", "Slot"]
 
 # What an interrupted attempt has filled is kept from this size on: below, a fetch is one request.
 LEAST_KEPT = 2**20
+
+_LOCK_TRIES = 100
 
 
 class Leftover:
@@ -68,7 +71,11 @@ class Slot:
         # What it is when it is published.
         self.stamp: Stamp | None = None
         self.path, self._descriptor = places.make_filling(folder, digest, size=size)
-        places.lock(self._descriptor)
+        # Who asks whether a file is locked holds it for some microseconds.
+        for _ in range(_LOCK_TRIES):
+            if places.lock(self._descriptor) is not False:
+                break
+            time.sleep(0.001)
 
     def fileno(self) -> int:
         """Return the descriptor of the file, for reading and writing."""
