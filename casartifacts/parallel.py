@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Generic, Self, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["WORKERS", "Beside", "in_order"]
+__all__ = ["QUESTIONS", "WORKERS", "Beside", "in_order"]
 
 _VARIABLE = "CASARTIFACTS_WORKERS"
 _MOST_WORKERS = 256
@@ -44,13 +44,16 @@ WORKERS = _workers()
 # What hashes beside the workers that send; it must never wait for them.
 _HASHERS = 2
 
+QUESTIONS = 16
+"""How many questions are asked at once: they wait for a round trip and move next to nothing."""
+
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(WORKERS + _HASHERS, thread_name_prefix="casartifacts")
+    return ThreadPoolExecutor(max(WORKERS, QUESTIONS) + _HASHERS, thread_name_prefix="casartifacts")
 
 
 if hasattr(os, "register_at_fork"):

@@ -50,7 +50,7 @@ _STREAM_SIZE = 32 * 2**20
 # Most records are smaller, and a reader makes room for all that it is asked for.
 _RECORD_PIECE_SIZE = 2**16
 
-# No record is larger: 40 bytes per chunk of at least 64 KiB would be a content of 1.6 TiB.
+# No record is larger: 40 bytes per chunk of 96 KiB would be a content of 2.4 TiB.
 _LARGEST_RECORD = 2**30
 
 

@@ -35,7 +35,7 @@ FORMAT = 1
 SMALL_CONTENT_LIMIT = 2**20
 """Contents up to this size (bytes) are one blob and have no manifest.
 
-1 MiB: one request each way for what is small, and chunks of about 192 KiB have nothing to share
+1 MiB: one request each way for what is small, and chunks of about 96 KiB have little to share
 below it.
 """
 

@@ -22,7 +22,7 @@ from casartifacts.errors import CorruptArtifact, StoreMismatch
 from casartifacts.latest import Latest
 from casartifacts.manifest import Manifest
 from casartifacts.matching import samples
-from casartifacts.parallel import Beside, in_order
+from casartifacts.parallel import QUESTIONS, Beside, in_order
 from casartifacts.planning import plan
 
 if TYPE_CHECKING:
@@ -117,7 +117,11 @@ class Sharing:
                 bases += found
                 layout = plan(chunks, bases)
         while layout.leaned:
-            asked = zip(layout.leaned, in_order(self._is_live, layout.leaned), strict=True)
+            asked = zip(
+                layout.leaned,
+                in_order(self._is_live, layout.leaned, ahead=QUESTIONS),
+                strict=True,
+            )
             dead = {blob for blob, is_live in asked if not is_live}
             if not dead:
                 break

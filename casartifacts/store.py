@@ -195,6 +195,7 @@ class ContentStore:
             source.finish(upload.size)
         finally:
             source.close()
+        self._is_new = False
         if upload.anew:
             self._doubted.discard(upload.digest)
         upload.report(upload.size)

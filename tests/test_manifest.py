@@ -34,7 +34,7 @@ GOLDEN_HEAD = (
     b'{"blobs":'
     b'[["d33fb48ab5adff269ae172b29a6913ff04f6f266207a7a8e976f2ecd571d4492",500000],'
     b'["3f796163ebf94718de1cd7582655c012f995c06f1e6970ea2bdc15bcd88a324a",400000]],'
-    b'"chunker":{"algorithm":"fastcdc-2020","average":131072,"maximum":1048576,"minimum":65536,'
+    b'"chunker":{"algorithm":"fastcdc-2020","average":65536,"maximum":1048576,"minimum":32768,'
     b'"normalization":1},'
     b'"chunks":3,"codec":null,'
     b'"digest":"3fba5250be9ac259c56e7250c526bc83bacb4be825f2799d3d59e5b4878dd74e",'
@@ -48,7 +48,7 @@ GOLDEN_TABLE = bytes.fromhex(
     "813e9b729141e7f385afa0a2d0df3e6c3789e427ffe4aeef566a565bc8f2fe3d"
     "58d6fd3dc609068615d66b6a2616cce521e6bd49bbcd7854e3f2573b142c6637"
 )
-GOLDEN_CHECKSUM = bytes.fromhex("4050b72909ffe7752fd678c696526fd6281836b3ecbd09f0d1a8ef392d00bf54")
+GOLDEN_CHECKSUM = bytes.fromhex("9867c12fb64e9e6ee9d17fbf4d81af12412a3bace0854b6c7c7f86a7757c7130")
 GOLDEN = GOLDEN_HEAD + GOLDEN_TABLE + GOLDEN_CHECKSUM
 
 
@@ -272,7 +272,7 @@ def test_a_manifest_costs_at_most_40_bytes_per_chunk() -> None:
         (blake3(bytes([number])).hexdigest(), end - begin)
         for number, (begin, end) in enumerate(pairwise([0, *ends]))
     ]
-    lengths = array("I", [192 * 1024] * (size // (192 * 1024)))
+    lengths = array("I", [96 * 1024] * (size // (96 * 1024)))
     lengths.append(size - sum(lengths))
     manifest = Manifest(
         digest=CONTENT,

@@ -43,6 +43,12 @@ with open(folder / "file", "wb") as file:
         os.pwrite(file.fileno(), blake3(b"%d" % at).digest(length=2**16), at)
 with open(folder / "file", "rb") as file:
     store.write("big", OnlyRead(file) if way == "spooled" else file)
+if way == "next":  # a twelfth is new, the rest is leaned on
+    with open(folder / "file", "r+b") as file:
+        for at in range(0, size, 12 * 2**20):
+            os.pwrite(file.fileno(), blake3(b"new %d" % at).digest(length=2**20), at)
+    with open(folder / "file", "rb") as file:
+        store.write("big", file)
 up = memory("VmHWM")
 if way == "reader":
     with store.open_reader("big") as reader:
@@ -77,9 +83,15 @@ def test_256_mib_need_little_memory_up_and_down(tmp_path: Path) -> None:
 
 
 @linux
-@pytest.mark.parametrize("way", ["reader", "cached", "spooled"])
+@pytest.mark.parametrize("way", ["reader", "cached", "spooled", "next"])
 def test_no_other_way_up_or_down_needs_more(tmp_path: Path, way: str) -> None:
     assert max(peaks(tmp_path, 96 * MIB, way)) <= MOST
+
+
+@linux
+@pytest.mark.slow
+def test_a_near_duplicate_of_4_gib_needs_at_most_128_mib(tmp_path: Path) -> None:
+    assert max(peaks(tmp_path, 4096 * MIB, "next")) <= 2 * MOST
 
 
 @linux

@@ -41,8 +41,8 @@ GOLDEN_REF = (
     b'"size":3,"uploaded_at":"2026-11-01T12:00:00.000000+00:00"}\n'
 )
 GOLDEN_STORE = (
-    b'{"checksum":"dd05c48d20009a45167b535515cab50c114dc51e067e5eaa968e1cc0bcffa27b",'
-    b'"chunker":{"algorithm":"fastcdc-2020","average":131072,"maximum":1048576,"minimum":65536,'
+    b'{"checksum":"22da23e809ed90f9282e101663a20dff91038d0c2fd26dd480fde6febe53c0bf",'
+    b'"chunker":{"algorithm":"fastcdc-2020","average":65536,"maximum":1048576,"minimum":32768,'
     b'"normalization":1},"digest":"blake3-256","durable":true,"format":1,'
     b'"small_content_limit":1048576}\n'
 )
@@ -81,7 +81,7 @@ def test_the_record_of_a_store_has_golden_bytes() -> None:
     assert decode_store(GOLDEN_STORE) == StoreRecord(
         durable=True,
         small_content_limit=2**20,
-        chunker=ChunkerParameters("fastcdc-2020", 2**16, 2**17, 2**20, 1),
+        chunker=ChunkerParameters("fastcdc-2020", 2**15, 2**16, 2**20, 1),
         digest="blake3-256",
         format=1,
     )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import multiprocessing
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from unittest import mock
 
 from casartifacts.cache import folder as places
-from casartifacts.cache import room, waiting
+from casartifacts.cache import room
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from casartifacts import ContentStore
 
-__all__ = ["CONTEXT", "Download", "downloading"]
+__all__ = ["CONTEXT", "Download", "digest_of_file", "downloading", "end", "start"]
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["casartifacts.store", "casartifacts.cache", "optuna.artifacts"])
@@ -36,9 +37,8 @@ class Download:
     without_locks: bool = False
 
 
-@contextmanager
-def downloading(job: Download, *, processes: int) -> Iterator[list[ForkServerProcess]]:
-    """Yield processes that have just begun to download, all at once."""
+def start(job: Download, *, processes: int) -> tuple[list[ForkServerProcess], Barrier]:
+    """Start processes that begin to download when all of them, and the caller, have come."""
     together = CONTEXT.Barrier(processes + 1)
     running = [
         CONTEXT.Process(target=_download, args=(job, number, together))
@@ -46,25 +46,40 @@ def downloading(job: Download, *, processes: int) -> Iterator[list[ForkServerPro
     ]
     for process in running:
         process.start()
+    return running, together
+
+
+def end(running: list[ForkServerProcess]) -> None:
+    """Wait for processes to end, and end those that do not."""
+    for process in running:
+        process.join(60)
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+@contextmanager
+def downloading(job: Download, *, processes: int) -> Iterator[list[ForkServerProcess]]:
+    """Yield processes that have just begun to download, all at once."""
+    running, together = start(job, processes=processes)
     try:
         together.wait(60)
         yield running
     finally:
-        for process in running:
-            process.join(60)
-            if process.is_alive():
-                process.kill()
-                process.join()
+        end(running)
 
 
 def _download(job: Download, number: int, together: Barrier) -> None:
     logging.getLogger("casartifacts").setLevel(logging.ERROR)
-    if job.without_locks:
-        # A file system on which flock says yes and does nothing.
-        places.lock = room.lock = lambda _: True
-        waiting.places.is_locked = room.is_locked = lambda _: False
-    together.wait(60)
-    job.store.download(job.artifact_id, job.folder / str(number))
+    with ExitStack() as changed:
+        if job.without_locks:
+            # A file system on which flock says yes and does nothing.
+            for module in (places, room):
+                changed.enter_context(
+                    mock.patch.multiple(module, lock=lambda _: True, is_locked=lambda _: False)
+                )
+        together.wait(60)
+        job.store.download(job.artifact_id, job.folder / str(number))
 
 
 def digest_of_file(path: Path) -> str:

@@ -41,12 +41,14 @@ class Series:
             before costs nothing; None if nobody can tell.
         bar: The share at scale 1 that storing it must save.
         make: Writes the files.
+        apart: Whether files of another name come from another process.
     """
 
     name: str
     make: Callable[[Path, float], Iterator[Path]]
     ceiling: float | None = None
     bar: float = 0.0
+    apart: bool = False
 
     def files(self, folder: Path, *, scale: float = 1.0) -> Iterator[Path]:
         """Write one file after the other into a folder, and yield where it is.
@@ -65,7 +67,7 @@ SERIES = (
     Series("LoRA, merged", checkpoints.lora_merged),
     Series("everything trained", checkpoints.everything),
     Series("other file names", checkpoints.other_names, ceiling=0.75, bar=0.74),
-    Series("two studies, one backbone", checkpoints.two_studies),
+    Series("two studies, one backbone", checkpoints.two_studies, apart=True),
     Series("warm-started forests", forests.warm_started),
     Series("LightGBM continued", forests.continued),
     Series("growing CSV", tables.growing_csv, ceiling=1 - 10 / 55, bar=0.80),

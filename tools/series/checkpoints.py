@@ -115,11 +115,11 @@ def other_names(folder: Path, scale: float) -> Iterator[Path]:
         yield _save(folder / f"{name}.pt", model=model)
 
 
-def two_studies(folder: Path, scale: float) -> Iterator[Path]:
+def two_studies(folder: Path, scale: float, *, seed: int = 8) -> Iterator[Path]:
     """Train two heads of other sizes on one pretrained backbone; the second study comes after."""
     import torch
 
-    model = _model(scale, seed=8)
+    model = _model(scale, seed=seed)
     width = model["head"].in_features
     for study, classes in (("cats", 10), ("birds", 200)):
         model["head"] = torch.nn.Linear(width, classes)

@@ -17,9 +17,16 @@ if TYPE_CHECKING:
 
     from series import Series
 
-__all__ = ["Tally", "measure"]
+__all__ = ["OWN", "Tally", "measure"]
 
 _KIB = 2**10
+
+_OWN = ChunkerParameters()
+OWN = (
+    f"{_OWN.minimum // _KIB}/{_OWN.average // _KIB}/{_OWN.maximum // _KIB}/{_OWN.normalization}"
+    f"/{_OWN.minimum // _KIB}"
+)
+"""How contents are cut today."""
 
 
 @dataclass
