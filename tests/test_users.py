@@ -186,7 +186,7 @@ def test_two_users_share_a_cache_whatever_their_umask(folder: Path) -> None:
             expected = 0o440 if path.parents[1].name == "contents" else 0o640
         assert stat.S_IMODE(status.st_mode) == expected, path
     assert {path.name for path in folder.iterdir()} == {
-        *("CACHEDIR.TAG", "changes", "contents", "damaged", "records", "tmp")
+        *("CACHEDIR.TAG", "changes", "contents", "counters", "damaged", "records", "tmp")
     }
     assert not list(folder.glob("tmp/*"))
 
