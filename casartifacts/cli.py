@@ -33,6 +33,8 @@ from click.core import ParameterSource
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from casartifacts.cache import ArtifactCache
+    from casartifacts.files import Link
     from casartifacts.records import Ref
     from casartifacts.store import ContentStore
     from casartifacts.studies import StudyOrTrial
@@ -72,6 +74,18 @@ class _Settings:
 
         try:
             return open_store(name, cache=False if self.cache == "none" else self.cache)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+
+    def open_cache(self) -> ArtifactCache:
+        """Open the cache, or end with what is wrong with its name."""
+        if self.cache == "none":
+            raise click.UsageError("Which cache? Give the folder of one: --cache.")
+        from casartifacts.cache import ArtifactCache
+        from casartifacts.opening import node_cache
+
+        try:
+            return ArtifactCache(self.cache or node_cache())
         except ValueError as error:
             raise click.UsageError(str(error)) from error
 
@@ -159,8 +173,8 @@ class _Verb(click.Command):
         self.params += _SHARED
 
 
-class _Program(click.Group):
-    """All verbs, in the order in which they are defined, and how they end."""
+class _Verbs(click.Group):
+    """Several verbs, in the order in which they are defined."""
 
     command_class = _Verb
 
@@ -171,6 +185,10 @@ class _Program(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 -- as click calls it
         """Name the verbs."""
         return list(self.commands)
+
+
+class _Program(_Verbs):
+    """All verbs, and how they end."""
 
     def invoke(self, ctx: click.Context) -> None:
         """Run a verb to its end, whatever that is."""
@@ -293,14 +311,28 @@ def upload(
 @click.argument("artifact_id", metavar="ID")
 @click.argument("target", required=False)
 @click.option("--force", is_flag=True, help="Replace a file that exists.")
+@click.option(
+    "--link",
+    type=click.Choice(["hard", "symlink"]),
+    help="Link to the cache's read-only file instead of copying it, where that can be had.",
+)
 @click.pass_obj
-def download(settings: _Settings, artifact_id: str, target: str | None, *, force: bool) -> None:
+def download(
+    settings: _Settings,
+    artifact_id: str,
+    target: str | None,
+    *,
+    force: bool,
+    link: Link | None,
+) -> None:
     """Bring an artifact to a file, verified.
 
     The file TARGET is whole or absent, whatever happens. TARGET may be a folder: the file in it
     then has the name that the artifact was uploaded with, as it has in the current folder without
     TARGET. TARGET - is standard output.
     """
+    if link and target == "-":
+        raise click.UsageError("Standard output is no file: --link needs a TARGET that is one.")
     store = settings.open()
     with settings.trying(artifact_id):
         if target == "-":
@@ -320,6 +352,7 @@ def download(settings: _Settings, artifact_id: str, target: str | None, *, force
                 artifact_id=artifact_id,
                 file_path=path,
                 overwrite=force,
+                link=link,
                 progress=sys.stderr.isatty(),
             )
         except FileExistsError as error:
@@ -428,6 +461,67 @@ def doctor(settings: _Settings, *, as_json: bool) -> None:
         raise click.UsageError(str(error)) from error
 
 
+@_program.group(cls=_Verbs)
+def cache() -> None:
+    """Look after the cache of this machine; others may go on using it.
+
+    It is the folder that --cache names, by default the one that is used with buckets.
+    """
+
+
+@cache.command("stat")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_obj
+def cache_stat(settings: _Settings, *, as_json: bool) -> None:
+    """Tell what a cache holds and what happened in it.
+
+    The limit is the default one; a program that uses the cache may have set its own.
+    """
+    known = asdict(settings.open_cache().stat())
+    if as_json:
+        _put_line(json.dumps(known))
+        return
+    counted = known.pop("totals")
+    sizes = {"size", "size_limit", "free", "floor", "filling_size", "aside_size"}
+    sizes |= {"bytes_served", "bytes_fetched"}
+    width = max(map(len, (*known, *counted)))
+    for name, value in (*known.items(), *counted.items()):
+        shown = _amount(value) if name in sizes else value
+        _put_line(f"{name.replace('_', ' '):{width}}  {_printable(shown)}")
+
+
+@cache.command("verify")
+@click.pass_obj
+def cache_verify(settings: _Settings) -> None:
+    """Hash every content of a cache; what is wrong is put aside.
+
+    It is fetched anew when it is needed. The exit code is 1 if anything was wrong.
+    """
+    found = settings.open_cache().verify()
+    settings.failed |= bool(found.wrong)
+    _put_line(
+        f"{found.contents} contents are right ({_amount(found.size)}), {len(found.wrong)} were "
+        "wrong and put aside"
+    )
+
+
+@cache.command("clean")
+@click.option("--all", "everything", is_flag=True, help="Take out all contents, too.")
+@click.pass_obj
+def cache_clean(settings: _Settings, *, everything: bool) -> None:
+    """Take out of a cache what is of no use.
+
+    That is what killed processes left, what was put aside, files that the table does not know, and
+    what it knows and is not there. What others are bringing in or reading is not touched.
+    """
+    gone = settings.open_cache().clean(everything=everything)
+    _put_line(
+        f"{_amount(gone.size)} freed: {gone.contents} contents, {gone.left_over} files that were "
+        f"left over, {gone.strays} that the table did not know, {gone.aside} that had been put "
+        f"aside; {gone.lost} rows led nowhere"
+    )
+
+
 # What the verbs stand on
 
 
@@ -498,9 +592,11 @@ def _size(row: dict[str, Any]) -> str:
     """Write a size for people, in one word."""
     if "size" not in row:
         return "-"
-    if row["size"] is None:
-        return "missing"
-    size = float(row["size"])
+    return "missing" if row["size"] is None else _amount(row["size"])
+
+
+def _amount(size: float) -> str:
+    """Write bytes for people, in one word."""
     if size < _KIB:
         return f"{size:.0f}B"
     units = ["KiB", "MiB", "GiB", "TiB"]

@@ -11,7 +11,7 @@ import os
 import secrets
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Literal, get_args
 
 if TYPE_CHECKING:
     import io
@@ -19,16 +19,22 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BUFFER_SIZE",
+    "Link",
     "Target",
+    "check_link",
     "check_target",
     "copy",
     "fill",
     "give_name",
     "is_same_file",
+    "publish_link",
     "publishing",
     "read_at",
     "write",
 ]
+
+Link = Literal["hard", "symlink"]
+"""How a file may be delivered without copying it."""
 
 # 1 MiB: larger buffers copy no faster (243 ms/GiB at this size).
 BUFFER_SIZE = 2**20
@@ -140,6 +146,16 @@ def give_name(tmp: Path, path: Path, descriptor: int) -> bool:
     return True
 
 
+def check_link(link: Link | None) -> None:
+    """Refuse what is no kind of link.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if link not in {None, *get_args(Link)}:
+        raise ValueError(f'link must be "hard", "symlink" or None (a private copy), got {link!r}')
+
+
 def check_target(target: Path, *, overwrite: bool) -> None:
     """Refuse a target that cannot be written, before anything is fetched.
 
@@ -164,16 +180,51 @@ def publishing(file_path: str | os.PathLike[str], *, overwrite: bool) -> Iterato
     """Yield an empty file beside the target that becomes the target when the block ends well.
 
     So a target is whole or absent; one that exists is replaced only with `overwrite`, and at once.
+    A block that closes the file has published something else.
     """
     target = Path(file_path)
     check_target(target, overwrite=overwrite)
-    tmp = target.with_name(f".casartifacts-{secrets.token_hex(8)}.part")
+    tmp = _beside(target)
     with tmp.open("x+b", buffering=0) as file:
         try:
             yield file
+            if file.closed:
+                return
             if overwrite:
                 tmp.replace(target)
             elif not give_name(tmp, target, file.fileno()):
                 raise FileExistsError(f"File already exists: {target}")
         finally:
             tmp.unlink(missing_ok=True)
+
+
+def publish_link(
+    source: str, target: Path, *, descriptor: int, symbolic: bool, overwrite: bool
+) -> None:
+    """Make a target a hard or symbolic link to a file, if its name still leads to an open one.
+
+    Raises:
+        FileExistsError: The target exists.
+        OSError: No link can be had.
+    """
+    tmp = _beside(target)
+    make = os.symlink if symbolic else os.link
+    try:
+        make(source, tmp)
+        if not is_same_file(tmp, descriptor):
+            raise FileNotFoundError(f"another file lies at {source} by now")
+        if overwrite:
+            tmp.replace(target)
+        else:
+            # A symlink is made anew: not every system has hard links to symlinks.
+            try:
+                make(source if symbolic else tmp, target)
+            except FileExistsError:
+                raise FileExistsError(f"File already exists: {target}") from None
+    finally:
+        # Also after `replace`, which does nothing where both are one file already.
+        tmp.unlink(missing_ok=True)
+
+
+def _beside(target: Path) -> Path:
+    return target.with_name(f".casartifacts-{secrets.token_hex(8)}.part")

@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
+import os
 import sys
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Self, TypedDict, cast
 
 from casartifacts import errors, files, names, reading, scanning
@@ -33,7 +36,6 @@ from casartifacts.records import Ref, StoreRecord
 from casartifacts.sharing import Sharing
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from casartifacts.bodies import Source
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ContentStore"]
 
+logger = logging.getLogger(__name__)
+
 # A ref is a few hundred bytes; file names and origins are bounded by what callers send.
 _LARGEST_REF = 2**20
 
@@ -53,6 +57,9 @@ _LARGEST_REF = 2**20
 # wrote, who may have noted anything: ask the backend.
 _REMOVED = "removed"
 _HEARSAY = ""
+
+# How often a content is copied from the cache while somebody changes its files there.
+_MOST_COPIES = 3
 
 # How many contents near by are looked through for bytes of one that is fetched.
 _MOST_NEAR = 2
@@ -256,14 +263,25 @@ class ContentStore:
         file_path: str | os.PathLike[str],
         *,
         overwrite: bool = False,
+        link: files.Link | None = None,
         progress: Progress | None = None,
     ) -> None:
         """Write an artifact to a file that is whole and verified, or absent.
+
+        By default that is a private, writable copy. A link to the cache's file takes no room and no
+        time, but what it leads to is shared by all who have one: it is read-only, and whoever
+        writes to it all the same (after a chmod, or as root) changes it under the others. The next
+        download notices and brings the right bytes anew; who has a link already keeps what was
+        written. A symlink leads nowhere once the cache has evicted the content; a hard link keeps
+        it, and its room on the disk, and when it is deleted the next download hashes once.
 
         Args:
             artifact_id: The id.
             file_path: The file to make; its folder exists.
             overwrite: Whether a file that exists is replaced, at once.
+            link: "hard" or "symlink" for a link to the cache's file. Where none can be had (no
+                cache, a content that passes it by, another file system, a file that another user
+                put there, Windows) it is a private copy, and the log says why (INFO).
             progress: Called with the bytes that are there and the bytes in all.
 
         Raises:
@@ -271,18 +289,42 @@ class ContentStore:
             CorruptArtifact: The stored bytes are wrong.
             FileExistsError: The file exists.
             FileNotFoundError: Its folder does not.
-            ValueError: The id is refused.
+            ValueError: The id is refused, or `link` is.
         """
         names.check_artifact_id(artifact_id)
+        files.check_link(link)
         with files.publishing(file_path, overwrite=overwrite) as target:
-            reader, ref = self._open_cached(artifact_id), None
-            if reader is None and (ref := self._find_ref(artifact_id)) is not None:
-                reader = self._fetch(ref, progress)
-            if reader is not None:
-                with reader:
-                    size = files.copy(reader, target)
+            ref = None
+            for _ in range(_MOST_COPIES):
+                reader = self._open_cached(artifact_id)
+                if reader is None and ref is None:
+                    ref = self._find_ref(artifact_id)
+                if reader is None and ref is not None:
+                    reader = self._fetch(ref, progress)
+                if reader is None:
+                    break
+                digest = _digest_of(ref) if ref is not None else self._noted_digest(artifact_id)
+                try:
+                    with reader:
+                        if link and self._link(
+                            digest, reader, file_path, link, overwrite=overwrite
+                        ):
+                            target.close()
+                            size = os.fstat(reader.fileno()).st_size
+                        else:
+                            # Its last read tells whether somebody changed the file meanwhile.
+                            size = files.copy(reader, target)
+                except CorruptArtifact:
+                    # The cache puts it aside when it is asked again.
+                    target.seek(0)
+                    target.truncate()
+                    continue
                 _report(progress, size, size)
                 return
+            else:
+                ref = ref or self._find_ref(artifact_id)
+            if link:
+                _say_copied(file_path, link, "the cache does not have it")
             if ref is not None:
                 self._bring(ref, files.Target(target), progress)
                 return
@@ -569,15 +611,45 @@ class ContentStore:
 
     def _open_cached(self, artifact_id: str) -> BinaryIO | None:
         """Open what the cache has for an id, without asking the backend."""
+        digest = self._noted_digest(artifact_id)
+        return None if self.cache is None or digest is None else self.cache.open(digest)
+
+    def _noted_digest(self, artifact_id: str) -> str | None:
+        """Return to which content an id leads if that is known here, without asking the backend."""
         if self.cache is None:
             return None
         # Where no note is known, the backend is asked, or the content is the one that the id names.
         # Of a removal that must be told at once; of anything else it is right anyway.
         noted = self._recall(artifact_id, exact=False)
         digest = names.digest_in(artifact_id) or noted
-        if digest is None or noted in {_REMOVED, _HEARSAY}:
-            return None
-        return self.cache.open(digest)
+        return None if noted in {_REMOVED, _HEARSAY} else digest
+
+    def _link(
+        self,
+        digest: str | None,
+        reader: BinaryIO,
+        file_path: str | os.PathLike[str],
+        link: files.Link,
+        *,
+        overwrite: bool,
+    ) -> bool:
+        """Make the target a link to what was opened in the cache; False if none can be had."""
+        try:
+            if self.cache is None or digest is None:
+                raise FileNotFoundError("the cache does not have it any more")
+            self.cache.link(
+                digest,
+                reader,
+                Path(file_path),
+                symbolic=link == "symlink",
+                overwrite=overwrite,
+            )
+        except FileExistsError:
+            raise
+        except OSError as error:
+            _say_copied(file_path, link, error.strerror or str(error))
+            return False
+        return True
 
     def _fetch(self, ref: Ref, progress: Progress | None) -> BinaryIO | None:
         """Bring a content into the cache and open it there; None if the cache cannot have it."""
@@ -615,7 +687,7 @@ class ContentStore:
                 with file:
                     manifest = known.get(digest) or self._sharing.read_manifest(digest)
                     if manifest is not None:
-                        yield reading.Near(partial(files.read_at, file), manifest.chunks)
+                        yield reading.Near(partial(_read_near, file), manifest.chunks)
 
     def _recall(self, artifact_id: str, *, exact: bool = True) -> str | None:
         if self.cache is None or not names.is_written_once(artifact_id):
@@ -781,6 +853,19 @@ class _Vouched(io.BytesIO):
         if self.tell() == 0 and not all(map(self._knowledge.is_fresh, self._needed)):
             raise _StaleError
         return super().read(size)
+
+
+def _say_copied(file_path: str | os.PathLike[str], link: files.Link, why: str) -> None:
+    kind = "a symlink" if link == "symlink" else "a hard link"
+    logger.info("%s is a private copy, not %s: %s", os.fspath(file_path), kind, why)
+
+
+def _read_near(file: BinaryIO, buffer: memoryview, offset: int) -> int:
+    """Read at an offset of a content near by; nothing if somebody has changed its file."""
+    try:
+        return files.read_at(file, buffer, offset)
+    except CorruptArtifact:
+        return 0
 
 
 def _report(progress: Progress | None, done: int, size: int) -> None:

@@ -201,15 +201,21 @@ def download_artifact(
     file_path: str | os.PathLike[str],
     artifact_id: str,
     overwrite: bool = False,
+    link: files.Link | None = None,
     progress: bool | Report | None = None,
 ) -> None:
     """Bring an artifact to a file; the file is whole or absent at every moment.
+
+    By default that is a private, writable copy. `ContentStore.download` tells what a link to the
+    cache's read-only file is good for, and what it costs in trust.
 
     Args:
         artifact_store: A `ContentStore`, or any store of Optuna.
         file_path: The file to make, in a folder that exists.
         artifact_id: The artifact.
         overwrite: Whether a file that exists is replaced.
+        link: "hard" or "symlink" for a link to the cache's file; a private copy where none can be
+            had, and for all stores but a `ContentStore`.
         progress: True for a bar, or a function that is called with the bytes done and the bytes
             in all (0 if that is not known).
 
@@ -218,12 +224,16 @@ def download_artifact(
         FileNotFoundError: The folder of the file does not exist.
         ArtifactNotFound: The store has no such artifact (Optuna's class).
         CorruptArtifact: What is stored is not what was uploaded (`ContentStore` only).
+        ValueError: `link` is no kind of link.
     """
     _check_store(artifact_store)
+    files.check_link(link)
     path = Path(os.fsdecode(file_path))
     with reporting(progress, label=path.name) as report:
         if _is_content_store(artifact_store):
-            artifact_store.download(artifact_id, path, overwrite=overwrite, progress=report)
+            artifact_store.download(
+                artifact_id, path, overwrite=overwrite, link=link, progress=report
+            )
             return
         with (
             files.publishing(path, overwrite=overwrite) as target,

@@ -40,12 +40,13 @@ FLOORS = [
     {"backoff", "cache", "planning", "reading"},
     {"scanning"},
     # The rooms of the cache.
+    {"cache.upkeep"},
     {"cache.room"},
     {"cache.database", "cache.slots", "cache.waiting"},
     {"cache.listing", "cache.rights"},
-    {"cache.table"},
+    {"cache.counters", "cache.table"},
     {"cache.folder"},
-    {"cache.counters", "cache.mounts", "cache.trust"},
+    {"cache.mounts", "cache.trust"},
     {"cache.failures"},
     {
         "backends.boto3",
@@ -71,7 +72,8 @@ FLOOR_OF = {module: floor for floor, row in enumerate(FLOORS) for module in row}
 
 # The only modules that know each library.
 LIBRARIES = {
-    "_typeshed": {"backends.foreign", "testing.bodies"},  # exists for type checkers only
+    # Exists for type checkers only.
+    "_typeshed": {"backends.foreign", "cache.trust", "testing.bodies"},
     "blake3": {"digest"},
     "boto3": {"backends.boto3"},
     "botocore": {"backends.boto3"},

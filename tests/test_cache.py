@@ -557,6 +557,12 @@ def test_a_tampered_database_is_neither_executed_nor_followed(
         fresh.volume()
         assert read(fresh, DIGEST) == BODY
         assert fresh.recall(NAME) == "other"
+        for look_after in (fresh.stat, fresh.verify, fresh.clean):
+            with suppress(CacheUnavailable):
+                look_after()
+        assert read(fresh, DIGEST) == BODY
+        with suppress(CacheUnavailable):
+            fresh.clean(everything=True)
     strayed = [
         (event, path)
         for event, path in noted
@@ -636,6 +642,40 @@ def test_what_is_no_file_is_no_content(
     assert not list(folder.glob("damaged/*"))
     assert keep(cache, BODY)
     assert read(cache, DIGEST) == BODY
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda cache: read(cache, DIGEST),
+        lambda cache: cache.forget(DIGEST),
+        lambda cache: keep(cache, b"c" * 3_000),
+        lambda cache: keep(cache, BODY),
+        lambda cache: cache.verify(),
+        lambda cache: cache.clean(),
+        lambda cache: cache.clean(everything=True),
+    ],
+    ids=["hit", "forget", "evict", "replace", "verify", "clean", "clean all"],
+)
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_symlink_in_the_place_of_a_value_leads_nobody_outside(
+    tmp_path: Path, folder: Path, act: Callable[[ArtifactCache], object], is_known: bool
+) -> None:
+    """What it leads to is neither served, nor moved, nor deleted, nor given other rights."""
+    cache = ArtifactCache(folder, size_limit=3_000)
+    assert keep(cache, BODY)
+    path = file_of(folder, DIGEST)
+    outside = path.rename(tmp_path / "outside")
+    path.symlink_to(outside)
+    before = outside.stat()
+    each = cache if is_known else ArtifactCache(folder, size_limit=3_000)
+    found = act(each)
+    assert found is None or not isinstance(found, bytes)
+    after = outside.stat()
+    assert trust.stamp_of(after) == trust.stamp_of(before)
+    assert after.st_mode == before.st_mode
+    assert outside.read_bytes() == BODY
+    assert not any(entry.samefile(outside) for entry in folder.rglob("*") if entry.is_file())
 
 
 def test_a_symlink_inside_the_folder_is_not_followed(tmp_path: Path, folder: Path) -> None:
@@ -1407,7 +1447,9 @@ def test_counters_say_what_happened(folder: Path) -> None:
     assert read(cache, digest_of(b"b" * 700)) is not None
     overwrite(file_of(folder, digest_of(b"b" * 700)), b"")
     assert read(cache, digest_of(b"b" * 700)) is None
-    assert cache.counters == Counters(hits=1, misses=2, bytes_served=700, evictions=1, heals=1)
+    assert cache.counters == Counters(
+        hits=1, misses=2, bytes_served=700, bytes_fetched=1_300, evictions=1, heals=1
+    )
 
 
 def test_slots_are_for_sizes_that_were_announced(folder: Path) -> None:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 PROGRAM = [sys.executable, "-m", "casartifacts"]
 LARGE = blake3(b"large").digest(length=3_000_000)
-VERBS = ["upload", "download", "ls", "stat", "rm", "doctor"]
+VERBS = ["upload", "download", "ls", "stat", "rm", "doctor", "cache"]
 
 # Nothing of whoever runs the tests.
 CLEAN = {
@@ -495,10 +495,62 @@ def wait_until(is_so: Any) -> None:
 # Help
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("link", ["hard", "symlink"])
+def test_a_download_can_be_a_link_to_the_cached_file(shell: Shell, link: str) -> None:
+    """Read-only; a copy where there is no cache, which is no error."""
+    artifact_id = shell.upload("model.ckpt", LARGE)
+    shell.out("download", artifact_id, "linked", "--link", link, "--cache", "kept")
+    linked = shell.folder / "linked"
+    (kept,) = (shell.folder / "kept").glob("contents/*/*")
+    assert linked.samefile(kept)
+    assert linked.is_symlink() == (link == "symlink")
+    shell.run("download", artifact_id, "linked", "--link", link, code=1)
+    shell.out("download", artifact_id, "linked", "--link", link, "--force")
+    assert not linked.samefile(kept)
+    assert linked.read_bytes() == kept.read_bytes() == LARGE
+    shell.run("download", artifact_id, "-", "--link", link, code=2)
+    shell.run("download", artifact_id, "other", "--link", "soft", code=2)
+
+
+def test_a_cache_is_looked_after_while_others_use_it(shell: Shell) -> None:
+    """`stat`, `verify` and `clean` find what there is, and leave alone what is in flight."""
+    cache = casartifacts.ArtifactCache(shell.folder / "kept")
+    shell.environment["CASARTIFACTS_CACHE"] = "kept"
+    for verb in ("stat", "verify", "clean"):
+        shell.run("cache", verb, code=1)
+        shell.run("cache", verb, "--cache", "none", code=2)
+    assert not cache.folder.exists()
+    ids = [shell.upload(name, name.encode() * 1000) for name in ("a", "b")]
+    for artifact_id in ids:
+        shell.out("download", artifact_id, "-")
+    shell.out("download", ids[0], "-")
+    with cache.admit("0" * 64, size=5_000) as slot:
+        assert slot is not None
+        (stat,) = shell.rows("cache", "stat")
+        assert (stat["contents"], stat["size"], stat["filling_size"]) == (2, 2_000, 5_000)
+        counted = {name: stat["totals"][name] for name in ("hits", "heals", "bytes_fetched")}
+        assert counted == {"hits": 1, "heals": 0, "bytes_fetched": 2_000}
+        lines = shell.out("cache", "stat").splitlines()
+        assert ["contents", "2"] in map(str.split, lines)
+        assert ["bytes", "fetched", "2.0KiB"] in map(str.split, lines)
+        assert "2 contents are right" in shell.out("cache", "verify")
+        wrong = min((shell.folder / "kept").glob("contents/*/*"))
+        wrong.chmod(0o600)
+        wrong.write_bytes(b"wrong")
+        out, (line,) = shell.run("cache", "verify", code=1)
+        assert out == b"1 contents are right (1000B), 1 were wrong and put aside\n"
+        assert wrong.name[:64] in line
+        assert shell.out("cache", "clean").startswith("5B freed: 0 contents, 0 files")
+        assert shell.out("cache", "clean", "--all").startswith("1000B freed: 1 contents")
+        assert Path(slot.path).exists()
+    assert cache.volume() == 0
+    assert shell.out("download", ids[0], "-") == "a" * 1000
+
+
+@pytest.mark.parametrize("verb", [*VERBS, "cache stat", "cache verify", "cache clean"])
 def test_every_verb_tells_what_it_does(shell: Shell, verb: str) -> None:
-    told = shell.out(verb, "--help")
-    assert told == shell.out(verb, "-h")
+    told = shell.out(*verb.split(), "--help")
+    assert told == shell.out(*verb.split(), "-h")
     assert told.startswith(f"Usage: casartifacts {verb} [OPTIONS]")
     for option in ("--store", "CASARTIFACTS_STORE", "--cache", "CASARTIFACTS_CACHE", "--debug"):
         assert option in told

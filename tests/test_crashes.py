@@ -58,6 +58,7 @@ EXPECTED = re.compile(
     | store/tmp/[0-9a-f]{32}                             # collected by its age
     | cache/(CACHEDIR\.TAG | changes | cache\.db(-journal|-wal|-shm)?)
     | cache/contents/([0-9a-f]{2})/\6[0-9a-f]{62}-[0-9a-f]{16}
+    | cache/counters/[0-9]{3}
     | cache/damaged/[0-9a-f]{64}-[0-9a-f]{16}
     | cache/tmp/[0-9a-f]{64}-[0-9a-f]{16}-[0-9]+-[0-9]+  # gone on from when its writer is dead
     | target

@@ -10,10 +10,11 @@ import contextlib
 import logging
 import os
 import random
+import sqlite3
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from node.place import FarAway
@@ -21,7 +22,8 @@ from node.readers import Download, digest_of_file, downloading
 from node.soak import Node, Soak, contents
 
 from casartifacts import ArtifactCache, ContentStore
-from casartifacts.cache import waiting
+from casartifacts import cache as cache_module
+from casartifacts.cache import room, waiting
 from casartifacts.digest import digest_of
 
 if TYPE_CHECKING:
@@ -138,6 +140,77 @@ def test_threads_fetch_a_content_once(place: FarAway, cache: ArtifactCache) -> N
         assert set(pool.map(read, range(8))) == {body}
     assert place.bytes_read() == len(body)
     assert 1 <= cache.counters.waits <= 7
+
+
+@pytest.mark.parametrize("moment", ["before it asks for room", "while it opens what it waits for"])
+def test_what_somebody_publishes_meanwhile_is_not_fetched_again(
+    cache: ArtifactCache, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Also if it was not there when the cache was looked into last."""
+    body = b"x" * 1000
+    other = ArtifactCache(cache.folder)
+    with contextlib.ExitStack() as stack:
+        if moment == "before it asks for room":
+            original = room.reserve
+
+            def reserve(*given: Any, **options: Any) -> object:
+                monkeypatch.undo()
+                bring_in(other, body)
+                return original(*given, **options)
+
+            monkeypatch.setattr(room, "reserve", reserve)
+        else:
+            slot = stack.enter_context(other.admit(digest_of(body), size=len(body)))
+            assert slot is not None
+            slot.write_at(body, 0)
+            look_up = cache._look_up
+
+            def wait_for(_: object) -> None:
+                # It got its place, and then its row; who looks between the two sees neither.
+                monkeypatch.setattr(cache, "_look_up", look_late)
+
+            def look_late(_: str) -> None:
+                monkeypatch.setattr(cache, "_look_up", look_up)
+                slot.publish().close()
+
+            monkeypatch.setattr(cache_module, "wait_for", wait_for)
+        file = cache.fetch(digest_of(body), size=1000, fill=lambda slot: pytest.fail("fetched"))
+        assert file is not None
+        with file:
+            assert file.read() == body
+    assert not filling(cache)
+    other.close()
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_who_cannot_write_to_the_table_waits_all_the_same(
+    cache: ArtifactCache, monkeypatch: pytest.MonkeyPatch, *, is_open: bool
+) -> None:
+    """A table that is busy for long is no reason to fetch what another one fetches."""
+    monkeypatch.setattr("casartifacts.cache.table.BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("casartifacts.cache.database.BUSY_SECONDS", 0.05)
+    body = b"x" * 1000
+    assert not is_open or cache.volume() == 0
+    other = ArtifactCache(cache.folder)
+
+    def fetch() -> bytes:
+        file = cache.fetch(digest_of(body), size=1000, fill=lambda slot: pytest.fail("fetched"))
+        assert file is not None
+        with file:
+            return file.read()
+
+    with ThreadPoolExecutor(1) as pool, contextlib.closing(other):
+        with other.admit(digest_of(body), size=len(body)) as slot:
+            assert slot is not None
+            path = cache.folder / "cache.db"
+            with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as busy:
+                busy.execute("BEGIN IMMEDIATE")
+                fetched = pool.submit(fetch)
+                wait_until(lambda: cache.counters.waits)
+                busy.execute("ROLLBACK")
+            slot.write_at(body, 0)
+            slot.publish().close()
+        assert fetched.result(10) == body
 
 
 def test_who_waits_says_for_whom(

@@ -25,7 +25,7 @@ import uuid
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, cast
 
 import pytest
 
@@ -183,12 +183,183 @@ def test_two_users_share_a_cache_whatever_their_umask(folder: Path) -> None:
         elif path.name == "changes":
             expected = 0o660
         else:
-            expected = 0o640 if path.name == "CACHEDIR.TAG" else 0o440
+            expected = 0o440 if path.parents[1].name == "contents" else 0o640
         assert stat.S_IMODE(status.st_mode) == expected, path
     assert {path.name for path in folder.iterdir()} == {
-        *("CACHEDIR.TAG", "changes", "contents", "damaged", "records", "tmp")
+        *("CACHEDIR.TAG", "changes", "contents", "counters", "damaged", "records", "tmp")
     }
     assert not list(folder.glob("tmp/*"))
+
+
+def test_all_users_count_and_read_what_all_have_counted(folder: Path) -> None:
+    """Each in files of its own, which others can read but not write to, nor take over."""
+    assert as_user(ALICE, make_shared(folder, SMALL))
+
+    def hit(times: int) -> Callable[[], tuple[int, int, int]]:
+        def act() -> tuple[int, int, int]:
+            cache = ArtifactCache(folder)
+            assert all(read(cache, digest_of(SMALL)) == SMALL for _ in range(times))
+            totals = cache.totals()
+            assert cache.stat().totals == totals
+            return totals.hits, totals.bytes_served, totals.bytes_fetched
+
+        return act
+
+    assert as_user(BOB, hit(3)) == (3, 3 * len(SMALL), len(SMALL))
+    assert as_user(ALICE, hit(2)) == (5, 5 * len(SMALL), len(SMALL))
+    assert as_user(BOB, hit(1)) == (6, 6 * len(SMALL), len(SMALL))
+    found = sorted((path.name, path.stat().st_uid) for path in folder.glob("counters/*"))
+    assert found == [("000", ALICE), ("001", BOB)]
+    assert as_user(BOB, lambda: os.access(folder / "counters" / "000", os.W_OK)) is False
+
+
+def be_huge(path: Path) -> None:
+    path.unlink()
+    path.touch(0o660)
+    os.truncate(path, 2**36)
+
+
+def be_cut(path: Path) -> None:
+    body = path.read_bytes()
+    path.unlink()
+    path.write_bytes(body[:-1])
+    path.chmod(0o660)
+
+
+def be_closed(path: Path) -> None:
+    path.unlink()
+    path.touch(0)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        be_huge,
+        be_cut,
+        be_closed,
+        lambda path: link_outside(path, path.parents[3] / "outside"),
+        lambda path: link_outside(path, Path("/dev/zero")),
+        lambda path: be_a_fifo(path, path),
+        lambda path: be_a_folder(path, path),
+    ],
+    ids=["huge", "cut", "closed", "symlink", "device", "FIFO", "folder"],
+)
+def test_a_counter_that_another_user_planted_counts_as_nothing(
+    folder: Path, place: Path, spoil: Callable[[Path], None]
+) -> None:
+    """Nobody hangs, dies, or writes to it; `clean` takes it out where it can."""
+    outside = place / "outside"
+    assert as_user(ALICE, make_shared(folder, SMALL))
+    outside.write_bytes((folder / "counters" / "000").read_bytes())  # numbers as of ours
+    os.chown(outside, ALICE, ALICE)
+    assert as_user(ALICE, lambda: read(ArtifactCache(folder), digest_of(SMALL)) == SMALL)
+    as_user(BOB, lambda: spoil(folder / "counters" / "000"))
+
+    def act() -> tuple[int, int]:
+        signal.alarm(30)  # it dies of that
+        cache = ArtifactCache(folder)
+        assert [read(cache, digest_of(SMALL)) for _ in range(4)] == [SMALL] * 4
+        hits = cache.totals().hits
+        cache.clean()
+        return hits, cache.totals().hits
+
+    assert as_user(ALICE, act) == (4, 4)
+    assert outside.stat().st_size == 68
+    if (folder / "counters" / "000").exists():
+        assert (folder / "counters" / "000").is_dir()
+
+
+def test_a_folder_of_counters_that_leads_outside_is_not_counted_in(
+    folder: Path, place: Path
+) -> None:
+    """Nothing is made or deleted where it leads."""
+    assert as_user(ALICE, make_shared(folder, SMALL))
+    (elsewhere := place / "elsewhere").mkdir()
+    (elsewhere / "005").write_bytes(b"somebody's notes")
+    os.chown(elsewhere, ALICE, ALICE)
+    os.chown(elsewhere / "005", ALICE, ALICE)
+
+    def lead_it_outside() -> None:
+        (folder / "counters").rename(folder / "counters before")
+        (folder / "counters").symlink_to(elsewhere)
+
+    # While it is in use: who begins to use it then refuses the folder.
+    def act() -> bool:
+        cache = ArtifactCache(folder)
+        assert cache.volume() == len(SMALL)
+        child = os.fork()
+        if not child:
+            lead_it_outside()
+            os._exit(0)
+        os.waitpid(child, 0)
+        hits = [read(cache, digest_of(SMALL)) == SMALL for _ in range(3)]
+        cache.clean()
+        return all(hits) and cache.totals().hits == 0 and cache.counters.hits == 3
+
+    assert as_user(ALICE, act)
+    assert [path.name for path in elsewhere.iterdir()] == ["005"]
+    assert (elsewhere / "005").read_bytes() == b"somebody's notes"
+
+
+def test_a_shared_cache_is_looked_after_by_any_of_its_users(folder: Path) -> None:
+    """By what lies there: what is wrong is put aside, what is closed is passed by."""
+    bodies = [SMALL, LARGE, b"wrong soon", b"closed soon"]
+    assert as_user(ALICE, make_shared(folder, *bodies))
+    as_user(ALICE, lambda: flip(file_of(folder, digest_of(bodies[2])), folder))
+    as_user(ALICE, lambda: file_of(folder, digest_of(bodies[3])).chmod(0))
+    left = folder / "tmp" / f"{'1' * 64}-{'2' * 16}-7-500"
+    left.write_bytes(b"x" * 40)
+    os.chown(left, ALICE, TEAM)
+    left.chmod(0o640)
+
+    def act() -> list[object]:
+        cache = ArtifactCache(folder)
+        before = cache.stat()
+        verified = cache.verify()
+        cleaned = cache.clean()
+        after = cache.stat()
+        everything = cache.clean(everything=True)
+        return [
+            (before.contents, before.size, before.filling),
+            (verified.contents, verified.size, verified.wrong),
+            (cleaned.left_over, cleaned.aside, cleaned.lost, cleaned.strays, cleaned.contents),
+            (after.contents, after.aside, after.filling),
+            (everything.contents, cache.volume()),
+        ]
+
+    sizes = list(map(len, bodies))
+    assert as_user(BOB, act) == [
+        (4, sum(sizes), 1),
+        (2, sum(sizes[:2]), (digest_of(bodies[2]),)),
+        (1, 1, 0, 0, 0),
+        (3, 0, 0),
+        (3, 0),
+    ]
+    assert not [*folder.glob("contents/*/*"), *folder.glob("tmp/*"), *folder.glob("damaged/*")]
+
+
+def test_only_a_file_of_ones_own_is_linked_to(folder: Path, place: Path) -> None:
+    """Of another user's there is a private copy; a name in the folder may change its meaning."""
+    (place / "all").mkdir()
+    (place / "all").chmod(0o1777)
+    store = ContentStore(MemoryArtifactStore())
+    ids = {name: store.add(io.BytesIO(LARGE + name.encode())) for name in ("alice", "bob")}
+
+    def download(name: str, target: str, link: Literal["hard", "symlink"]) -> tuple[bool, str]:
+        ContentStore(store.backend, cache=ArtifactCache(folder)).download(
+            ids[name], path := place / "all" / target, link=link
+        )
+        assert path.read_bytes() == LARGE + name.encode()
+        status = path.lstat()
+        kind = "symlink" if path.is_symlink() else "hard" if status.st_nlink > 1 else "copy"
+        return status.st_uid == os.geteuid(), kind
+
+    assert as_user(ALICE, make_shared(folder))
+    assert as_user(ALICE, partial(download, "alice", "1", "hard")) == (True, "hard")
+    assert as_user(BOB, partial(download, "alice", "2", "hard")) == (True, "copy")
+    assert as_user(BOB, partial(download, "bob", "3", "symlink")) == (True, "copy")
+    assert as_user(BOB, partial(download, "bob", "4", "hard")) == (True, "hard")
+    assert as_user(ALICE, partial(download, "bob", "5", "hard")) == (True, "copy")
 
 
 def test_one_user_evicts_what_another_brought_in_the_oldest_first(folder: Path) -> None:

@@ -12,14 +12,15 @@
     trust       stamps: what need not be hashed again
     mounts      on which file system a folder lies
     counters    what happened
+    upkeep      what people ask of a cache: what is in it, and to clean it
     failures    `CacheUnavailable`
 
 Rule 1: a failing cache never fails a read. It says so once per kind of failure and is gone around;
 only a `Slot` raises, and only `CacheUnavailable`.
 Rule 2: what lies here is trusted only as far as a stamp goes that was taken when its bytes were
-verified. Another stamp, another boot: it is hashed again. A file that another user can change is
-hashed at each delivery, while a private copy of it is made, and that copy is handed out. What is
-wrong is put aside and counts as a miss, so it heals.
+verified, and each read looks at it again. Another stamp, another boot: it is hashed again. A file
+that another user can change is hashed at each delivery, while a private copy of it is made, and
+that copy is handed out. What is wrong is put aside and counts as a miss, so it heals.
 Rule 3: nothing found in the folder is executed, and nothing outside it is read, moved or deleted:
 no pickle, no setting and no path is taken from the database (diskcache 5.6.3, CVE-2025-69872).
 Rule 4: correctness rests on no lock, and no hit waits for another process.
@@ -37,22 +38,33 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeVar, overload
 
+from casartifacts import files
 from casartifacts.cache import folder as places
-from casartifacts.cache import room, trust
-from casartifacts.cache.counters import Counters, Counting
+from casartifacts.cache import room, trust, upkeep
+from casartifacts.cache.counters import Counters, Counting, totals
 from casartifacts.cache.database import AnyTable, Database
 from casartifacts.cache.failures import CacheUnavailable, WrongError
 from casartifacts.cache.folder import Filling
 from casartifacts.cache.slots import Leftover, Slot
 from casartifacts.cache.table import Row, is_record_name, is_record_text
-from casartifacts.cache.trust import Stamp, stamp_of
+from casartifacts.cache.trust import Stamp, Watched, stamp_of
+from casartifacts.cache.upkeep import Cleaned, Stat, Verified
 from casartifacts.cache.waiting import wait_for
 from casartifacts.digest import is_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["ArtifactCache", "CacheUnavailable", "Counters", "Leftover", "Slot"]
+__all__ = [
+    "ArtifactCache",
+    "CacheUnavailable",
+    "Cleaned",
+    "Counters",
+    "Leftover",
+    "Slot",
+    "Stat",
+    "Verified",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +127,7 @@ class ArtifactCache:
                 raise ValueError(f"{name} is a number of bytes, at least 0; got {size}")
         self._size_limit = size_limit
         self._min_free = min_free
-        self._counting = Counting()
+        self._counting = Counting(self._folder)
         self._shared = shared
         self._database = Database(self._folder, shared=shared)
         self._known: dict[str, _Known] = {}
@@ -146,6 +158,10 @@ class ArtifactCache:
         """What happened in this process since this object was made."""
         return self._counting.counters
 
+    def totals(self) -> Counters:
+        """What happened in this folder in all processes, the living and the dead, until now."""
+        return totals(self._folder)
+
     @property
     def size_limit(self) -> int:
         """The most bytes of contents."""
@@ -154,8 +170,9 @@ class ArtifactCache:
         return room.default_limit(self._folder)
 
     def close(self) -> None:
-        """Close the database; the next use opens it again."""
+        """Close the files that it has open; the next use opens them again."""
         self._database.close()
+        self._counting.close()
 
     # Contents out
 
@@ -173,7 +190,9 @@ class ArtifactCache:
                     if time.monotonic() > known.refresh_at:
                         self._mark(digest, known.name, known.stamp)
                     self._count_hit(known.stamp)
-                    return io.FileIO(descriptor)
+                    watched = Watched(descriptor)
+                    watched.watch(known.stamp)
+                    return watched
                 os.close(descriptor)
             self._known.pop(digest, None)
         _check_digest(digest)
@@ -183,20 +202,43 @@ class ArtifactCache:
                 counters.misses += 1
         return file
 
+    def link(
+        self, digest: str, file: BinaryIO, target: Path, *, symbolic: bool, overwrite: bool
+    ) -> None:
+        """Make a path a hard or symbolic link to a content that was opened just now.
+
+        The link leads to the cache's own file, which is read-only. What is written through it all
+        the same is noticed when the content is opened next.
+
+        Args:
+            digest: The digest of the content.
+            file: What `open` or `Slot.publish` returned.
+            target: The path.
+            symbolic: Whether it is to be a symlink, which leads nowhere after an eviction.
+            overwrite: Whether what is there is replaced, at once.
+
+        Raises:
+            FileExistsError: There is something.
+            CorruptArtifact: Somebody has changed the file since it was opened.
+            OSError: No link can be had here; it says why.
+        """
+        known = self._known.get(digest)
+        status = os.fstat(file.fileno())
+        self._check_lendable(status, symbolic=symbolic)
+        if isinstance(file, Watched):
+            file.check()
+        path = known.path if known is not None else self._path_of(digest)
+        files.publish_link(
+            path, target, descriptor=file.fileno(), symbolic=symbolic, overwrite=overwrite
+        )
+        if known is not None and not symbolic:
+            self._try(partial(self._note_link, digest, known, file.fileno()), writes=True)
+
     def forget(self, digest: str) -> None:
         """Drop a content."""
         _check_digest(digest)
         self._known.pop(digest, None)
         self._try(lambda table: table.drop(digest), writes=True)
-
-    def clean(self) -> None:
-        """Delete what dead processes left, and the rows of contents that are not there."""
-
-        def clean(table: AnyTable) -> None:
-            with table.transact():
-                room.tidy(table, self._folder)
-
-        self._try(clean, writes=True)
 
     def volume(self) -> int:
         """Return the bytes of contents held; 0 if the cache cannot tell."""
@@ -223,16 +265,26 @@ class ArtifactCache:
         passing: set[str] = set()
         while True:
             got = self._reserve(digest, size=size, passing=passing)
+            if got is None:
+                # The table may be busy, or read-only: whom to wait for stands in the folder.
+                got = room.being_filled(self._folder, digest, passing=passing)
             if not isinstance(got, Filling):
                 break
             with self._counting as counters:
                 counters.waits += 1
             wait_for(got)
             passing.add(got.path)
+            # Somebody has just used the table: if it was busy here, it is not any more.
+            self._database.try_again()
             if (file := self._look_up(digest)) is not None:
                 return file
         if got is None:
             return None
+        # Between the look before and the slot somebody may have published it, and whoever waited
+        # for that may have looked before it was known.
+        if (file := self._look_up(digest)) is not None:
+            got.close()
+            return file
         try:
             fill(got)
             return got.publish()
@@ -317,6 +369,75 @@ class ArtifactCache:
         if at_once or changed is not False:
             self._try(lambda _: places.say_changed(self._folder))
 
+    # Upkeep: these say what goes wrong
+
+    def stat(self) -> Stat:
+        """Return what the cache holds, and what happened in it.
+
+        Raises:
+            FileNotFoundError: There is no cache here.
+            CacheUnavailable: It cannot be read.
+        """
+        self._check_is_there()
+        return self._ask(
+            partial(
+                upkeep.look,
+                folder=self._folder,
+                size_limit=self.size_limit,
+                floor=self._min_free,
+            )
+        )
+
+    def verify(self) -> Verified:
+        """Hash every content; what is wrong is put aside, as `open` does it.
+
+        What another user of a shared folder has closed to this one is passed by.
+
+        Raises:
+            FileNotFoundError: There is no cache here.
+            CacheUnavailable: It cannot be used.
+        """
+        self._check_is_there()
+        contents = size = 0
+        wrong = []
+        last = ""
+        while page := self._ask(partial(upkeep.digests, after=last)):
+            for last in page:
+                row = self._ask(partial(upkeep.find, digest=last))
+                if row is None:
+                    continue  # evicted meanwhile
+                try:
+                    size += self._verify_anew(last, row)
+                    contents += 1
+                except PermissionError as error:
+                    logger.warning("%s passes by content %s: %s", repr(self), last, repr(error))
+                except WrongError as error:
+                    if self._ask(partial(self._expel, digest=last, row=row, why=str(error))):
+                        wrong.append(last)
+        return Verified(contents, size, tuple(wrong))
+
+    def clean(self, *, everything: bool = False) -> Cleaned:
+        """Take out what killed processes left, what was put aside, and what leads nowhere.
+
+        What is open stays readable, and what is on its way in is not touched.
+
+        Args:
+            everything: Whether all contents go, too.
+
+        Raises:
+            FileNotFoundError: There is no cache here.
+            CacheUnavailable: It cannot be written.
+        """
+        self._check_is_there()
+        if everything:
+            self._known.clear()
+        return upkeep.clean(self._folder, self._ask, everything=everything)
+
+    def _check_is_there(self) -> None:
+        """Refuse to make a cache where people only ask for one."""
+        if not places.is_cache(self._folder):
+            raise FileNotFoundError(f"There is no cache in {self._folder}")
+
     # How a content is found right
 
     def _look_up(self, digest: str) -> BinaryIO | None:
@@ -343,7 +464,7 @@ class ArtifactCache:
                 return found
         return None
 
-    def _verify(self, file: io.FileIO, digest: str, row: Row) -> io.FileIO:
+    def _verify(self, file: Watched, digest: str, row: Row) -> Watched:
         """Find an open file right, by its stamp or by hashing it."""
         stamp = stamp_of(os.fstat(file.fileno()))
         if (age := trust.age(row.tag, stamp)) is None:
@@ -354,10 +475,11 @@ class ArtifactCache:
             self._mark(digest, row.name, stamp)
         else:
             self._know(digest, row.name, stamp, age=age)
+        file.watch(stamp)
         self._count_hit(stamp)
         return file
 
-    def _verify_shared(self, file: io.FileIO, digest: str, row: Row) -> io.FileIO | None:
+    def _verify_shared(self, file: Watched, digest: str, row: Row) -> io.FileIO | None:
         """Find an open file right in a folder that others can write to, or a copy of it.
 
         Nothing that is noted there counts. A file of this user's that nobody else can write to is
@@ -371,6 +493,7 @@ class ArtifactCache:
             found = self._copy(file, digest, size=status.st_size)
         else:
             trust.verify(file, digest)
+            file.watch(stamp)
         if found is None:
             return None
         # Of who lists a folder, the ctime of a file is the age of its content.
@@ -401,6 +524,47 @@ class ArtifactCache:
             stack.pop_all()
         return copy
 
+    def _check_lendable(self, status: os.stat_result, *, symbolic: bool) -> None:
+        """Refuse to link what somebody else may change under the link's owner."""
+        if not hasattr(os, "geteuid"):
+            raise OSError("this system has no links to read-only files")
+        if status.st_uid != os.geteuid():
+            raise PermissionError("another user put it into the cache")
+        if not status.st_nlink:
+            # Also a copy that was made of another user's file.
+            raise FileNotFoundError("it is not in the cache any more")
+        if status.st_mode & 0o222 or not trust.is_own(status):
+            raise PermissionError("somebody made the cache's file writable")
+        if symbolic and not trust.is_private(self._folder):
+            raise PermissionError(f"others may write to {self._folder}")
+
+    def _path_of(self, digest: str) -> str:
+        row = self._try(lambda table: table.find(digest))
+        path = None if row is None else places.path_of(self._folder, row.name, digest=digest)
+        if path is None:
+            raise FileNotFoundError("the cache does not have it any more")
+        return path
+
+    def _note_link(self, digest: str, known: _Known, descriptor: int, table: AnyTable) -> None:
+        """Trust a file on that has one more link: its ctime is another one, its bytes are not."""
+        # In a transaction: of several that link at once the last one notes what all have done.
+        with table.transact():
+            stamp = stamp_of(os.fstat(descriptor))
+            if trust.is_same_but_for_links(known.stamp, stamp):
+                now = time.time()
+                table.refresh(digest, known.name, tag=trust.tag(stamp, now), now=now)
+                self._know(digest, known.name, stamp, age=0)
+
+    def _verify_anew(self, digest: str, row: Row) -> int:
+        """Hash the file of a row, whatever its stamp; returns its bytes."""
+        path = places.path_of(self._folder, row.name, digest=digest)
+        with places.open_content(path) as file:
+            stamp = trust.settle(file.fileno())
+            trust.verify(file, digest)
+        if trust.is_private(self._folder) and trust.age(row.tag, stamp) is None:
+            self._mark(digest, row.name, stamp)
+        return stamp[2]
+
     def _mark(self, digest: str, name: str, stamp: Stamp) -> None:
         """Note that a file is right and in use: its content is young again."""
         now = time.time()
@@ -413,8 +577,11 @@ class ArtifactCache:
         known = _Known(name, f"{self._folder}/{name}", stamp, refresh_at)
         _put_bounded(self._known, digest, known)
 
-    def _expel(self, table: AnyTable, *, digest: str, row: Row, why: str) -> None:
-        """Drop the row of a content that turned out wrong, and put its file aside."""
+    def _expel(self, table: AnyTable, *, digest: str, row: Row, why: str) -> bool:
+        """Drop the row of a content that turned out wrong, and put its file aside.
+
+        Returns whether it was still there.
+        """
         with table.transact():
             # The tag says which row was seen: another process may have put a right one there.
             dropped = table.strike(digest, tag=row.tag)
@@ -426,6 +593,7 @@ class ArtifactCache:
             with self._counting as counters:
                 counters.heals += 1
             logger.warning("Content %s in %s is to be fetched anew: %s", digest, repr(self), why)
+        return dropped
 
     def _count_hit(self, stamp: Stamp) -> None:
         with self._counting as counters:
@@ -465,12 +633,12 @@ class ArtifactCache:
 
         return self._try(reserve, writes=True)
 
-    def _take_in(self, slot: Slot) -> io.FileIO:
+    def _take_in(self, slot: Slot) -> Watched:
         """Give a finished file its place and its row, and open it there."""
         name = places.new_content_name(slot.digest)
         path = f"{self._folder}/{name}"
 
-        def move_in(table: AnyTable) -> tuple[io.FileIO, Stamp]:
+        def move_in(table: AnyTable) -> tuple[Watched, Stamp]:
             with contextlib.ExitStack() as stack:
                 stack.callback(places.move_back, path, to=slot.path)
                 # One transaction, so that nobody takes the file for one that has no row.
@@ -479,12 +647,17 @@ class ArtifactCache:
                     stack.enter_context(file)
                     # After the rename, which changes the ctime.
                     stamp = stamp_of(os.fstat(file.fileno()))
+                    if slot.stamp is None or not trust.is_same_but_for_links(slot.stamp, stamp):
+                        raise CacheUnavailable("somebody changed a content on its way in")
                     tag = trust.tag(stamp, time.time())
                     table.enter(slot.digest, name, size=slot.size, tag=tag)
                 stack.pop_all()
                 return file, stamp
 
         file, stamp = self._database.ask(move_in, writes=True)
+        with self._counting as counters:
+            counters.bytes_fetched += slot.size
+        file.watch(stamp)
         with contextlib.suppress(OSError):
             if trust.is_own(os.fstat(file.fileno())):
                 self._know(slot.digest, name, stamp, age=0)
@@ -499,6 +672,14 @@ class ArtifactCache:
         except CacheUnavailable as error:
             self._warn(str(error), error.__cause__)
             return None
+
+    def _ask(self, act: Callable[[AnyTable], _T]) -> _T:
+        """Do something with the table for somebody who wants to know why it cannot be done."""
+        try:
+            return self._database.ask(act, writes=True)
+        except CacheUnavailable as error:
+            why = "" if error.__cause__ is None else f" ({error.__cause__})"
+            raise CacheUnavailable(f"The cache in {self._folder}: {error}{why}") from error
 
     def _warn(self, what: str, error: BaseException | None) -> None:
         if what not in self._warned:

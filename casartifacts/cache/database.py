@@ -92,6 +92,12 @@ class Database:
             except Exception as error:
                 raise self._judge(error, writes=writes) from error
 
+    def try_again(self) -> None:
+        """Do not leave it alone any longer, if it had failed lately."""
+        with _guard:
+            self._shut = Pause()
+            self._unwritable = Pause()
+
     def close(self) -> None:
         """Close the connection; the next use opens it again."""
         with _guard:

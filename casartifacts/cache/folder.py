@@ -8,6 +8,7 @@
                                       a file being filled; its name reserves its room
     <folder>/damaged/                 what turned out wrong, for inspection: the newest four
     <folder>/changes                  a byte more for what others must be told of a record
+    <folder>/counters/<number>        what a process has counted; locked while it lives
 
 Where others can write to the folder there is no table (`listing` says why), but
 
@@ -33,7 +34,7 @@ import stat
 from typing import TYPE_CHECKING, NamedTuple
 
 from casartifacts.cache.failures import WrongError
-from casartifacts.cache.trust import Stamp, is_own, is_private, stamp_of
+from casartifacts.cache.trust import Stamp, Watched, is_own, is_private, stamp_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -52,12 +53,20 @@ __all__ = [
     "bound_records",
     "changes",
     "close_content",
+    "content_folders",
     "content_names",
     "content_names_of",
+    "counter_names",
+    "counters",
+    "delete",
     "delete_content",
     "digest_of_content",
+    "drop_aside",
+    "drop_counter",
     "extents",
     "fillings",
+    "is_cache",
+    "is_counter",
     "is_locked",
     "lock",
     "make",
@@ -67,6 +76,7 @@ __all__ = [
     "move_in",
     "new_content_name",
     "open_content",
+    "open_counter",
     "path_of",
     "put_aside",
     "put_table_aside",
@@ -85,6 +95,7 @@ _CACHEDIR_TAG = b"""Signature: 8a477f597d28d172789f06886806bc55
 
 _CONTENT_NAME = re.compile(r"contents/([0-9a-f]{2})/\1[0-9a-f]{62}-[0-9a-f]{16}")
 _FILLING_NAME = re.compile(r"([0-9a-f]{64})-[0-9a-f]{16}-([0-9]{1,10})-([0-9]{1,18})")
+_COUNTER_NAME = re.compile(r"[0-9]{3}")
 _DAMAGED_CONTENT = re.compile(r"[0-9a-f]{64}-[0-9a-f]{16}")
 _DAMAGED_TABLE = re.compile(rf"{re.escape(TABLE)}(-wal|-shm)?-[0-9a-f]{{16}}")
 
@@ -95,6 +106,9 @@ _MOST_IN_RECORD = 1_300
 
 # How many contents that turned out wrong, and files of a broken table, are kept for inspection.
 _MOST_DAMAGED = 4
+
+# Processes that count in the folder at once; more count for themselves alone.
+_MOST_COUNTERS = 1000
 
 # What opening answers when there is no file of ours in that place: none, a symlink, a FIFO.
 _NO_FILE = {errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO}
@@ -108,6 +122,7 @@ _SAFE = (
 )
 READ = os.O_RDONLY | _SAFE
 _MAKE = os.O_RDWR | os.O_CREAT | os.O_EXCL | _SAFE
+_COUNT = os.O_RDWR | _SAFE
 _APPEND = os.O_WRONLY | os.O_APPEND | _SAFE
 _FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _SAFE
 
@@ -128,12 +143,18 @@ def make(folder: str, *, shared: bool = False) -> None:
     is_shared = bool(_group_rights(folder))
     if not os.listdir(folder):
         _write_new(f"{folder}/CACHEDIR.TAG", _CACHEDIR_TAG, mode=0o640 if is_shared else 0o600)
-    for name in ("contents", "tmp", "damaged", *(["records"] if not is_private(folder) else [])):
+    names = ["contents", "tmp", "damaged", "counters"]
+    for name in names if is_private(folder) else [*names, "records"]:
         if not os.path.isdir(f"{folder}/{name}"):
             _make_below(f"{folder}/{name}")
         if os.path.islink(f"{folder}/{name}"):
             raise NotADirectoryError(f"{folder}/{name} is a symlink; a cache keeps to its folder")
     _make_changes(folder)
+
+
+def is_cache(folder: str) -> bool:
+    """Tell whether there is a cache in a folder, or what is left of one."""
+    return os.path.lexists(f"{folder}/{TABLE}") or os.path.isdir(f"{folder}/contents")
 
 
 def _group_rights(folder: str) -> int:
@@ -221,16 +242,20 @@ def new_content_name(digest: str) -> str:
     return f"contents/{digest[:2]}/{digest}-{secrets.token_hex(8)}"
 
 
+def content_folders(folder: str) -> list[str]:
+    """Return the names of the folders of contents."""
+    found = (f"contents/{above}" for above in os.listdir(f"{folder}/contents"))
+    return [above for above in found if os.path.isdir(f"{folder}/{above}")]
+
+
 def content_names(folder: str) -> Iterator[str]:
     """Yield the names of what lies among the contents."""
-    for above in os.listdir(f"{folder}/contents"):
-        place = f"{folder}/contents/{above}"
+    for above in content_folders(folder):
         names = []
-        if os.path.isdir(place):
-            with contextlib.suppress(PermissionError):  # another user's, who closed it
-                names = os.listdir(place)
+        with contextlib.suppress(PermissionError):  # another user's, who closed it
+            names = os.listdir(f"{folder}/{above}")
         for last in names:
-            yield f"contents/{above}/{last}"
+            yield f"{above}/{last}"
 
 
 def content_names_of(folder: str, digest: str) -> list[str]:
@@ -253,6 +278,21 @@ def rename_content(folder: str, name: str, new_name: str) -> bool:
     return _in_place(
         folder, name, lambda last, at: os.rename(last, new, src_dir_fd=at, dst_dir_fd=at)
     )
+
+
+def delete(folder: str, path: str) -> None:
+    """Delete a file in a folder of ours below the folder, which is reached without any symlink."""
+    if not _is_swappable(folder):
+        os.unlink(path)
+        return
+    above, _, last = path[len(folder) + 1 :].rpartition("/")
+    with _held(folder, above) as at:
+        os.unlink(last, dir_fd=at)
+
+
+def _is_swappable(folder: str) -> bool:
+    """Tell whether another user could put a symlink in the place of a folder of ours."""
+    return _HAS_DIR_FD and not is_private(folder)
 
 
 def _in_place(folder: str, name: str, act: Callable[[str, int | None], None]) -> bool:
@@ -296,7 +336,7 @@ def digest_of_content(name: str) -> str:
     return name[len("contents/aa/") :][:64]
 
 
-def open_content(path: str | None) -> io.FileIO:
+def open_content(path: str | None) -> Watched:
     """Open a file; raises `WrongError` if there is none in this place."""
     if path is None:
         raise WrongError("its row leads elsewhere")
@@ -309,7 +349,7 @@ def open_content(path: str | None) -> io.FileIO:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise WrongError("something that is no file lies in its place")
-    return io.FileIO(descriptor)
+    return Watched(descriptor)
 
 
 def may_use(folder: str | os.PathLike[str]) -> bool:
@@ -398,7 +438,7 @@ def _flock(descriptor: int, kind: str) -> bool | None:
     return True
 
 
-def move_in(path: str, descriptor: int, *, to: str) -> io.FileIO:
+def move_in(path: str, descriptor: int, *, to: str) -> Watched:
     """Give a finished file its place, and open it there."""
     above = os.path.dirname(to)
     if not os.path.isdir(above):
@@ -406,7 +446,7 @@ def move_in(path: str, descriptor: int, *, to: str) -> io.FileIO:
     if os.path.islink(above) or os.path.islink(os.path.dirname(above)):
         raise NotADirectoryError(f"{above} is reached through a symlink")
     os.rename(path, to)
-    file = io.FileIO(os.open(to, READ))
+    file = Watched(os.open(to, READ))
     if stamp_of(os.fstat(file.fileno())) != stamp_of(os.fstat(descriptor)):
         file.close()
         raise FileNotFoundError(f"somebody put another file in the place of {to}")
@@ -467,6 +507,64 @@ def bound_records(folder: str, most: int) -> bool:
     return True
 
 
+# Counters
+
+
+def counter_names() -> Iterator[str]:
+    """Yield under which names processes may count, whether there is a file or not."""
+    for number in range(_MOST_COUNTERS):
+        yield f"{number:03}"
+
+
+def counters(folder: str) -> list[str]:
+    """Return the names under which processes have counted."""
+    with contextlib.suppress(OSError), _counters(folder) as (_, at):
+        found = os.listdir(f"{folder}/counters" if at is None else at)
+        return sorted(filter(_COUNTER_NAME.fullmatch, found))
+    return []
+
+
+def open_counter(folder: str, name: str, *, writes: bool = False) -> int | None:
+    """Open a file of numbers, or with `writes` make it; None if what is there is not for us."""
+    with contextlib.suppress(OSError), _counters(folder) as (above, at):
+        try:
+            return os.open(f"{above}{name}", _COUNT if writes else READ, dir_fd=at)
+        except FileNotFoundError:
+            if not writes:
+                return None
+        descriptor = os.open(f"{above}{name}", _MAKE, 0o600, dir_fd=at)
+        if _group_rights(folder):
+            os.fchmod(descriptor, 0o640)  # so that others can add it up
+        return descriptor
+    return None
+
+
+def drop_counter(folder: str, name: str) -> None:
+    """Delete a file of numbers, or what lies in its place."""
+    with contextlib.suppress(OSError):
+        delete(folder, f"{folder}/counters/{name}")
+
+
+def is_counter(folder: str, name: str, descriptor: int) -> bool:
+    """Tell whether a name still leads to an open file."""
+    with contextlib.suppress(OSError), _counters(folder) as (above, at):
+        status = os.stat(f"{above}{name}", dir_fd=at, follow_symlinks=False)
+        return os.path.samestat(status, os.fstat(descriptor))
+    return False
+
+
+@contextlib.contextmanager
+def _counters(folder: str) -> Iterator[tuple[str, int | None]]:
+    """Yield what goes before the name of a counter, and in which folder, where one can be held."""
+    if _is_swappable(folder):
+        with _held(folder, "counters") as at:
+            yield "", at
+    elif not os.path.islink(f"{folder}/counters"):
+        yield f"{folder}/counters/", None
+    else:
+        raise NotADirectoryError(f"{folder}/counters is a symlink")
+
+
 # What turned out wrong
 
 
@@ -480,6 +578,16 @@ class Aside(NamedTuple):
 def aside(folder: str) -> list[Aside]:
     """Return the contents that were put aside, the oldest first."""
     return _aside(folder, _DAMAGED_CONTENT)
+
+
+def drop_aside(folder: str) -> list[Aside]:
+    """Delete what was put aside, files of tables too; returns what went."""
+    gone = []
+    for entry in (*aside(folder), *_aside(folder, _DAMAGED_TABLE)):
+        with contextlib.suppress(OSError):
+            delete(folder, entry.path)
+            gone.append(entry)
+    return gone
 
 
 def put_aside(folder: str, path: str) -> None:
@@ -515,7 +623,7 @@ def _put_aside(folder: str, path: str, name: str) -> None:
 def _bound_aside(folder: str) -> None:
     for pattern in (_DAMAGED_CONTENT, _DAMAGED_TABLE):
         for entry in _aside(folder, pattern)[:-_MOST_DAMAGED]:
-            os.unlink(entry.path)
+            delete(folder, entry.path)
 
 
 def _aside(folder: str, pattern: re.Pattern[str]) -> list[Aside]:

@@ -23,7 +23,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from casartifacts.cache import folder as places
-from casartifacts.cache.table import BUSY_SECONDS, Row, is_record_text
+from casartifacts.cache.table import BUSY_SECONDS, PAGE, Row, is_record_text
 from casartifacts.cache.trust import is_own
 from casartifacts.digest import digest_of
 
@@ -121,8 +121,35 @@ class Listing:
                 freed += content.size
         return dropped, freed
 
-    def sweep(self, *, again: bool = False) -> None:
+    def contents_held(self) -> int:
+        """Return how many contents there are."""
+        return sum(1 for _ in self._all())
+
+    def digests(self, *, after: str) -> list[str]:
+        """Return the digests of a page of contents, those that follow this one."""
+        found = {places.digest_of_content(content.name) for content in self._all()}
+        return sorted(digest for digest in found if digest > after)[:PAGE]
+
+    def drop_some(self) -> list[int]:
+        """Delete a page of contents; returns the sizes of those that went."""
+        gone: list[int] = []
+        for content in self._all():
+            if len(gone) == PAGE:
+                break
+            if places.delete_content(self._folder, content.name):
+                gone.append(content.size)
+        return gone
+
+    def drop_lost(self, *, after: int) -> tuple[int, int] | None:  # noqa: ARG002 -- as in Table
+        """Return None: there are no rows that could lead nowhere."""
+        return None
+
+    def drop_strays(self, *, above: str) -> list[int]:  # noqa: ARG002 -- as in Table
         """Do nothing: there are no rows that a content could be without."""
+        return []
+
+    def sweep(self) -> None:
+        """Do nothing, for the same reason."""
 
     def _all(self) -> Iterator[_Content]:
         for name in places.content_names(self._folder):

@@ -16,7 +16,7 @@ import stat
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from casartifacts.cache.folder import READ, Filling, aside, fillings, is_locked, lock
+from casartifacts.cache.folder import READ, Filling, aside, delete, fillings, is_locked, lock
 from casartifacts.cache.slots import LEAST_KEPT
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from casartifacts.cache.database import AnyTable
     from casartifacts.cache.slots import Slot
 
-__all__ = ["default_floor", "default_limit", "free", "reserve", "tidy"]
+__all__ = ["being_filled", "default_floor", "default_limit", "drop_left", "free", "reserve"]
 
 # By default a tenth of the file system, but no more than this.
 _MOST_BY_DEFAULT = 100 * 2**30
@@ -107,11 +107,11 @@ def reserve(
             )
             if excess > can_go:
                 return None
-            excess -= _drop([*found.aside, *spare], excess)
+            excess -= _drop(folder, [*found.aside, *spare], excess)
             evicted, dropped = table.drop_oldest(excess)
             excess -= dropped
             if excess > 0:
-                excess -= _drop(leftovers, excess)
+                excess -= _drop(folder, leftovers, excess)
             with counting as counters:
                 counters.evictions += evicted
             if excess > 0:
@@ -126,10 +126,28 @@ def reserve(
         return slot
 
 
-def tidy(table: AnyTable, folder: str) -> None:
-    """Delete what dead processes left; in a transaction of the caller."""
-    table.sweep(again=True)
-    _drop(_survey(folder).left, 2**62)
+def being_filled(folder: str, digest: str, *, passing: set[str]) -> Filling | None:
+    """Return a file that a living process fills with a content, as `reserve` does; no table."""
+    with contextlib.suppress(OSError):
+        for filling in fillings(folder):
+            if filling.digest == digest and filling.path not in passing:
+                with contextlib.suppress(FileNotFoundError):
+                    if not _is_left(filling.path, os.lstat(filling.path)):
+                        return filling
+    return None
+
+
+def drop_left(table: AnyTable, *, folder: str) -> list[int]:
+    """Delete what dead processes had been filling; returns how many bytes each file had."""
+    gone = []
+    # In a transaction, as a slot is made in one: its file is there before it is locked.
+    with table.transact():
+        for filling in fillings(folder):
+            with contextlib.suppress(OSError):
+                if _is_left(filling.path, status := os.lstat(filling.path)):
+                    delete(folder, filling.path)
+                    gone.append(status.st_size)
+    return gone
 
 
 class _Left(NamedTuple):
@@ -172,20 +190,20 @@ def _survey(folder: str) -> _Found:
                 promised += filling.size
                 unwritten += max(0, filling.size - status.st_blocks * 512)
             elif status.st_size < LEAST_KEPT or _age(status) > _KEPT_SECONDS:
-                os.unlink(filling.path)
+                delete(folder, filling.path)
             else:
                 left = _Left(filling.path, status.st_size, filling.digest)
                 found.append((status.st_mtime, left))
     return _Found(living, promised, unwritten, [left for _, left in sorted(found)], put_aside)
 
 
-def _drop(files: list[_Left], excess: int) -> int:
+def _drop(folder: str, files: list[_Left], excess: int) -> int:
     """Delete so many bytes of these files, the first ones first; returns how many went."""
     dropped = 0
     while dropped < excess and files:
         file = files.pop(0)
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(file.path)
+            delete(folder, file.path)
         dropped += file.size
     return dropped
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from typing import TYPE_CHECKING, BinaryIO
 
 from casartifacts.cache import folder as places
@@ -22,10 +23,14 @@ if TYPE_CHECKING:
     import io
     from collections.abc import Callable, Iterator
 
+    from casartifacts.cache.trust import Stamp
+
 __all__ = ["LEAST_KEPT", "Leftover", "Slot"]
 
 # What an interrupted attempt has filled is kept from this size on: below, a fetch is one request.
 LEAST_KEPT = 2**20
+
+_LOCK_TRIES = 100
 
 
 class Leftover:
@@ -63,8 +68,14 @@ class Slot:
         self._take_in = take_in
         # No write may fall on a descriptor that was closed and given to another file meanwhile.
         self._lock = threading.Lock()
+        # What it is when it is published.
+        self.stamp: Stamp | None = None
         self.path, self._descriptor = places.make_filling(folder, digest, size=size)
-        places.lock(self._descriptor)
+        # Who asks whether a file is locked holds it for some microseconds.
+        for _ in range(_LOCK_TRIES):
+            if places.lock(self._descriptor) is not False:
+                break
+            time.sleep(0.001)
 
     def fileno(self) -> int:
         """Return the descriptor of the file, for reading and writing."""
@@ -133,7 +144,7 @@ class Slot:
                         f"expected {self.size} bytes, {length} were written"
                     )
                 places.close_content(self.fileno(), self._folder)
-                settle(self.fileno())
+                self.stamp = settle(self.fileno())
             except OSError as error:
                 raise CacheUnavailable("its files cannot be written") from error
             file = self._take_in(self)

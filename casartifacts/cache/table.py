@@ -33,7 +33,7 @@ from casartifacts.digest import is_digest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["BUSY_SECONDS", "FAILURES", "Row", "Table", "is_record_name", "is_record_text"]
+__all__ = ["BUSY_SECONDS", "FAILURES", "PAGE", "Row", "Table", "is_record_name", "is_record_text"]
 
 # How long a statement waits for another process: their transactions take about 1 ms.
 BUSY_SECONDS = 3
@@ -43,6 +43,9 @@ FAILURES = (sqlite3.Error, diskcache.Timeout)
 
 # Text records in the table; beyond this the oldest go, a hundredth at a time.
 _MOST_RECORDS = 100_000
+
+# Rows in a transaction where there are many to do: 10 ms.
+PAGE = 1000
 
 _RECORD_NAME = re.compile(r"[ -~]{1,1200}")
 _RECORD_TEXT = re.compile(r"[ -~]{0,1200}")
@@ -282,13 +285,77 @@ class Table(diskcache.Cache):  # type: ignore[misc] # diskcache ships no types
                 break
         return dropped, freed
 
-    def sweep(self, *, again: bool = False) -> None:
+    def contents_held(self) -> int:
+        """Return how many contents there are."""
+        return int(self.sql("SELECT COUNT(*) FROM Cache WHERE filename IS NOT NULL").fetchone()[0])
+
+    def digests(self, *, after: str) -> list[str]:
+        """Return the digests of a page of contents, those that follow this one."""
+        rows = self.sql(
+            "SELECT key FROM Cache WHERE key > ? AND raw = 1 AND filename IS NOT NULL"
+            " AND typeof(key) = 'text' AND length(key) = 64 AND key NOT GLOB '*[^0-9a-f]*'"
+            " ORDER BY key LIMIT ?",
+            (after, PAGE),
+        )
+        return [digest for (digest,) in rows]
+
+    def drop_some(self) -> list[int]:
+        """Delete a page of contents; returns their sizes."""
+        with self.transact():
+            rows = self.sql(
+                "SELECT rowid, filename, size FROM Cache WHERE filename IS NOT NULL LIMIT ?",
+                (PAGE,),
+            ).fetchall()
+            for rowid, name, _ in rows:
+                self.disk.remove(name)
+                self.sql("DELETE FROM Cache WHERE rowid = ?", (rowid,))
+        return [size if isinstance(size, int) else 0 for *_, size in rows]
+
+    def drop_lost(self, *, after: int) -> tuple[int, int] | None:
+        """Delete, of the page of rows that follows this one, those whose files are gone or cut.
+
+        Returns how many went, and the last row of the page; None if there is no page.
+        """
+        with self.transact():
+            rows = self.sql(
+                "SELECT rowid, key, filename, size FROM Cache WHERE filename IS NOT NULL"
+                " AND rowid > ? ORDER BY rowid LIMIT ?",
+                (after, PAGE),
+            ).fetchall()
+            lost = 0
+            for rowid, digest, name, size in rows:
+                path = path_of(self._directory, name, digest=str(digest))
+                if path is None or _size_of(path) != size:
+                    self.sql("DELETE FROM Cache WHERE rowid = ?", (rowid,))
+                    lost += 1
+        return (lost, rows[-1][0]) if rows else None
+
+    def drop_strays(self, *, above: str) -> list[int]:
+        """Delete the files in one folder of contents that have no row; returns their sizes."""
+        gone = []
+        with self.transact():
+            for last in os.listdir(f"{self._directory}/{above}"):
+                name = f"{above}/{last}"
+                path = path_of(self._directory, name)
+                if path is None or self._has_row(name):
+                    continue
+                size = os.lstat(path).st_size
+                self.disk.remove(name)
+                if not os.path.lexists(path):
+                    gone.append(size)
+        return gone
+
+    def _has_row(self, name: str) -> bool:
+        statement = "SELECT 1 FROM Cache WHERE key = ? AND raw = 1 AND filename = ?"
+        return self.sql(statement, (digest_of_content(name), name)).fetchone() is not None
+
+    def sweep(self) -> None:
         """Drop, once in a process, the contents without a row; in a transaction of the caller.
 
         A file gets its place and its row in one transaction: whoever is inside of another one and
         finds a file without a row knows that its process was killed.
         """
-        if self.is_swept and not again:
+        if self.is_swept:
             return
         rows = self.sql("SELECT filename FROM Cache WHERE filename IS NOT NULL")
         known = {name for (name,) in rows}
@@ -350,6 +417,14 @@ def is_record_name(name: str) -> bool:
 def is_record_text(text: str) -> bool:
     """Tell whether a record may hold this: at most 1,200 characters of printable ASCII."""
     return _RECORD_TEXT.fullmatch(text) is not None
+
+
+def _size_of(path: str) -> int | None:
+    """Return the length of a file; None if there is none."""
+    with contextlib.suppress(OSError):
+        status = os.lstat(path)
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
+    return None
 
 
 def _claim(connection: sqlite3.Connection) -> None:

@@ -2,13 +2,15 @@
 
 Rule 1: an unchanged stamp is enough, but only of this boot and only where nobody else can write.
 Rule 2: everything else is hashed again.
-Rule 3: of a file that another user can change, what was hashed is not what is read next: only a
+Rule 3: what changes after it was found right is noticed before any byte of it is handed out.
+Rule 4: of a file that another user can change, what was hashed is not what is read next: only a
 copy that was made while it was hashed is.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import stat
@@ -19,16 +21,19 @@ from typing import TYPE_CHECKING
 
 from casartifacts.cache.failures import CacheUnavailable, WrongError
 from casartifacts.digest import BUFFER_SIZE, Hasher
+from casartifacts.errors import CorruptArtifact
 
 if TYPE_CHECKING:
-    import io
+    from _typeshed import WriteableBuffer
 
 __all__ = [
     "Stamp",
+    "Watched",
     "age",
     "boot",
     "is_own",
     "is_private",
+    "is_same_but_for_links",
     "is_settled",
     "settle",
     "stamp_of",
@@ -52,15 +57,68 @@ def stamp_of(status: os.stat_result) -> Stamp:
     )
 
 
+def is_same_but_for_links(stamp: Stamp, other: Stamp) -> bool:
+    """Tell whether two stamps differ at most in what making a link changes, the ctime.
+
+    For a moment that is enough: who writes to the file sets its mtime, which `settle` has seen to
+    be another one.
+    """
+    return stamp[:4] == other[:4]
+
+
+class Watched(io.FileIO):
+    """A file of which no byte is handed out that was read after somebody had changed it.
+
+    Linux sets the mtime of a file before it writes the first byte, so a look after each read is
+    enough; it takes 1 us. `fileno` is the file itself: who reads by it looks again after that, by
+    any `read`, as `files.copy` does.
+    """
+
+    _stamp: Stamp | None = None
+
+    def watch(self, stamp: Stamp) -> None:
+        """Raise `CorruptArtifact` from now on if the file is not what it was at this stamp."""
+        self._stamp = stamp
+
+    def check(self) -> None:
+        """Raise if it is not."""
+        stamp = self._stamp
+        if stamp is not None and not is_same_but_for_links(
+            stamp, stamp_of(os.fstat(self.fileno()))
+        ):
+            raise CorruptArtifact(
+                "Somebody changed a file of the cache while it was read. Nothing wrong was handed"
+                " out; read the artifact again, and it is fetched anew."
+            )
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read so many bytes, or all."""
+        got = super().read(-1 if size is None else size)
+        self.check()
+        return got
+
+    def readall(self) -> bytes:
+        """Read all."""
+        return self.read()
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        """Fill a buffer; what is in it when this raises is not to be used."""
+        count = super().readinto(buffer)
+        self.check()
+        return count
+
+
 def settle(descriptor: int) -> Stamp:
-    """Backdate a file and return its stamp.
+    """Backdate a file that was written just now, and return its stamp.
 
     The clock of a file system stands still for up to 10 ms: a write right after this moment could
-    leave the times as they are. It cannot set the time of a second ago.
+    leave the times as they are. It cannot set the time of a second ago. An older file keeps its
+    time: it may be somebody's, by a hard link.
     """
-    with contextlib.suppress(PermissionError):
-        now = time.time_ns()
-        os.utime(descriptor, ns=(now, now - 10**9))
+    now = time.time_ns()
+    if os.fstat(descriptor).st_mtime_ns > now - 10**9:
+        with contextlib.suppress(PermissionError):
+            os.utime(descriptor, ns=(now, now - 10**9))
     return stamp_of(os.fstat(descriptor))
 
 

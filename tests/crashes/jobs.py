@@ -17,7 +17,7 @@ import tempfile
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from unittest import mock
 
 import casartifacts
@@ -158,6 +158,13 @@ def _download_through_cache(folder: Path) -> None:
     cache.close()
 
 
+def _link(folder: Path, link: Literal["hard", "symlink"]) -> None:
+    cache = open_cache(folder)
+    store = open_store(folder, cache=cache)
+    store.download(DOWNLOADED, folder / "target", link=link, overwrite=True)
+    cache.close()
+
+
 def _adds(content: bytes, stored: Mapping[str, bytes]) -> Job:
     return Job(lambda folder: _write(folder, None, content), stored=stored, adds=content)
 
@@ -184,6 +191,12 @@ JOBS = {
         _download_through_cache, stored={**_STORED, own_id(NEAR): NEAR}, cached=(SMALL, NEAR)
     ),
     "download, cache with others": Job(_download_through_cache, cached=(SMALL,)),
+    "hard link over a file": Job(
+        lambda folder: _link(folder, "hard"), target=SMALL, cached=(LARGE,)
+    ),
+    "symlink over a file": Job(
+        lambda folder: _link(folder, "symlink"), target=SMALL, cached=(LARGE,)
+    ),
 }
 
 

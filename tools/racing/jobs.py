@@ -6,6 +6,7 @@ A store is named by where it lies: a folder, or a bucket as `s3://bucket/prefix`
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 import uuid
@@ -30,6 +31,7 @@ __all__ = [
     "cp",
     "fetch",
     "hash_file",
+    "in_processes",
     "optuna_store",
     "own_store",
     "python",
@@ -131,3 +133,31 @@ def hash_file(file: Path) -> None:
         while count := body.readinto(buffer):
             hasher.update(buffer[:count])
     hasher.hexdigest()
+
+
+def in_processes(count: int, act: Callable[[], object]) -> Callable[[], None]:
+    """Fork so many processes, and return what lets them all do something and waits for them."""
+    go, told = os.pipe()
+    children = []
+    for _ in range(count):
+        if child := os.fork():
+            children.append(child)
+            continue
+        code = 1
+        try:
+            os.close(told)
+            os.read(go, 1)  # until nobody can write to it any more
+            act()
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(go)
+
+    def run() -> None:
+        os.close(told)
+        # All are waited for, also if one has failed.
+        ended = [os.waitpid(child, 0)[1] for child in children]
+        if any(ended):
+            raise RuntimeError(f"processes ended with {ended}")
+
+    return run

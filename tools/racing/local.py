@@ -5,9 +5,10 @@ Our side is made with durable=False where nothing else is said, because the othe
 
 from __future__ import annotations
 
+import os
 import shutil
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from racing.jobs import (
     add,
@@ -15,6 +16,7 @@ from racing.jobs import (
     cp,
     fetch,
     hash_file,
+    in_processes,
     optuna_store,
     own_store,
     python,
@@ -33,8 +35,9 @@ if TYPE_CHECKING:
 
 __all__ = ["load"]
 
-# Small contents are read so often per sample: one takes microseconds.
+# So often per sample: one takes microseconds.
 _READS = 2000
+_LINKS = 20
 
 
 @row("first upload", reference="Optuna", bound=Bound(2.6))
@@ -107,23 +110,28 @@ def _(place: Place, shared: Path) -> tuple[Side, Side]:
     return lambda folder: partial(store.download, artifact_id, folder / "copy"), cp(place)
 
 
+# Deleting the link of the sample before changed the file's times: who opens it next hashes it once.
+# That is done before the clock runs.
+@row("warm download, hard link", reference="os.link", bound=Bound(plus=0.001), per=_LINKS)
+def _(place: Place, shared: Path) -> tuple[Side, Side]:
+    return _warm_link(place, shared, "hard"), _plain_link(place, os.link)
+
+
+@row("warm download, symlink", reference="os.symlink", bound=Bound(plus=0.001), per=_LINKS)
+def _(place: Place, shared: Path) -> tuple[Side, Side]:
+    return _warm_link(place, shared, "symlink"), _plain_link(place, os.symlink)
+
+
 @row("hit on 1 KiB", reference="open, read, close", bound=Bound(3), per=_READS)
 def _(place: Place, shared: Path) -> tuple[Side, Side]:
-    file = shared / "file"
-    file.write_bytes(place.file.read_bytes()[:SMALL_SIZE])
-    store, artifact_id = _warm_store(shared, file)
-
-    def ours() -> None:
-        for _ in range(_READS):
-            with store.open_reader(artifact_id) as reader:
-                reader.read()
-
-    def theirs() -> None:
-        for _ in range(_READS):
-            with file.open("rb") as reader:
-                reader.read()
-
+    ours, theirs = _hits(place, shared)
     return lambda _: ours, lambda _: theirs
+
+
+@row("hit on 1 KiB, 8 processes at once", reference="open, read, close", per=8 * _READS)
+def _(place: Place, shared: Path) -> tuple[Side, Side]:
+    ours, theirs = _hits(place, shared)
+    return lambda _: in_processes(8, ours), lambda _: in_processes(8, theirs)
 
 
 @row("small artifacts up", reference="Optuna")
@@ -197,6 +205,51 @@ def _warm_store(shared: Path, file: Path) -> tuple[ContentStore, str]:
     (shared / "copy").unlink()
     shutil.rmtree(shared / "store")
     return store, artifact_id
+
+
+def _warm_link(place: Place, shared: Path, link: Literal["hard", "symlink"]) -> Side:
+    store, artifact_id = _warm_store(shared, place.file)
+
+    def side(folder: Path) -> Callable[[], object]:
+        store.open_reader(artifact_id).close()
+
+        def ours() -> None:
+            for number in range(_LINKS):
+                store.download(artifact_id, folder / str(number), link=link)
+
+        return ours
+
+    return side
+
+
+def _plain_link(place: Place, make: Callable[[Path, Path], None]) -> Side:
+    def side(folder: Path) -> Callable[[], object]:
+        def theirs() -> None:
+            for number in range(_LINKS):
+                make(place.file, folder / str(number))
+
+        return theirs
+
+    return side
+
+
+def _hits(place: Place, shared: Path) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Return what reads 1 KiB from the cache, often, and what reads a plain file."""
+    file = shared / "file"
+    file.write_bytes(place.file.read_bytes()[:SMALL_SIZE])
+    store, artifact_id = _warm_store(shared, file)
+
+    def ours() -> None:
+        for _ in range(_READS):
+            with store.open_reader(artifact_id) as reader:
+                reader.read()
+
+    def theirs() -> None:
+        for _ in range(_READS):
+            with file.open("rb") as reader:
+                reader.read()
+
+    return ours, theirs
 
 
 def _first_upload(place: Place, *, durable: bool) -> Side:
