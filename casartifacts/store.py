@@ -91,7 +91,8 @@ class ContentStore:
         self._is_new = False
         self._sharing = Sharing(
             backend,
-            is_live=lambda blob: self._is_live(names.blob(blob[0]), _exactly(blob[1])),
+            # No method of this object's: it is to go as soon as nobody holds it.
+            is_live=partial(_is_live_blob, backend, self._knowledge),
             doubted=self._doubted,
         )
 
@@ -476,17 +477,7 @@ class ContentStore:
         self._publish(name, cast("BinaryIO", body), sizes, anew=anew)
 
     def _is_live(self, name: str, sizes: range) -> bool:
-        """Tell whether something of one of these sizes (bytes) is live under a name."""
-        # Where a question costs nothing it is asked: somebody may have deleted the whole folder.
-        if self.backend.remote and self._knowledge.is_fresh(name):
-            return True
-        asked_at = self._knowledge.now()
-        found = self.backend.stat(name)
-        if found is None or found.size not in sizes:
-            self._knowledge.forget(name)
-            return False
-        self._knowledge.learn(name, asked_at=asked_at)
-        return True
+        return _is_live(self.backend, self._knowledge, name, sizes)
 
     def _publish(self, name: str, body: BinaryIO, sizes: range, *, anew: bool) -> None:
         """Write what is the same whoever writes it; what is there stays, unless it is wrong.
@@ -871,6 +862,25 @@ def _read_near(file: BinaryIO, buffer: memoryview, offset: int) -> int:
 def _report(progress: Progress | None, done: int, size: int) -> None:
     if progress is not None:
         progress(done, size)
+
+
+def _is_live(backend: Backend, knowledge: Knowledge, name: str, sizes: range) -> bool:
+    """Tell whether something of one of these sizes (bytes) is live under a name."""
+    # Where a question costs nothing it is asked: somebody may have deleted the whole folder.
+    if backend.remote and knowledge.is_fresh(name):
+        return True
+    asked_at = knowledge.now()
+    found = backend.stat(name)
+    if found is None or found.size not in sizes:
+        knowledge.forget(name)
+        return False
+    knowledge.learn(name, asked_at=asked_at)
+    return True
+
+
+def _is_live_blob(backend: Backend, knowledge: Knowledge, blob: tuple[str, int]) -> bool:
+    digest, size = blob
+    return _is_live(backend, knowledge, names.blob(digest), _exactly(size))
 
 
 def _exactly(size: int) -> range:
