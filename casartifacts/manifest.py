@@ -107,7 +107,7 @@ class Manifest:
         try:
             head = json.loads(body[:line_end])
             form = head["format"]
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise CorruptArtifact(f"{where} has no readable head: {error!r}") from error
         if form != FORMAT and isinstance(form, int):
             raise StoreMismatch(
@@ -179,6 +179,9 @@ class Manifest:
             raise ValueError(f"segments that do not make {self.size} bytes")
         if sum(self.chunks.lengths) != self.size or 0 in self.chunks.lengths:
             raise ValueError(f"chunks that do not make {self.size} bytes")
+        if max(self.chunks.lengths, default=0) > BLOB_LIMIT:
+            # Buffers are made by it.
+            raise ValueError(f"a chunk of {max(self.chunks.lengths)} bytes")
         if len(self.chunks.digests) != len(self.chunks) * DIGEST_SIZE:
             raise ValueError("another number of chunk digests than of chunks")
 

@@ -11,8 +11,9 @@ Rule 2: when a call leaves, nothing of it is still running: files may be closed 
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
@@ -47,13 +48,30 @@ _HASHERS = 2
 QUESTIONS = 16
 """How many questions are asked at once: they wait for a round trip and move next to nothing."""
 
+_here = threading.local()
+
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max(WORKERS, QUESTIONS) + _HASHERS, thread_name_prefix="casartifacts")
+    return ThreadPoolExecutor(
+        max(WORKERS, QUESTIONS) + _HASHERS,
+        thread_name_prefix="casartifacts",
+        initializer=lambda: setattr(_here, "is_worker", True),
+    )
+
+
+def _wait(futures: Iterable[Future[_Out]]) -> None:
+    """Wait for what has begun; not in the pool itself.
+
+    There the garbage collector may close a generator that somebody dropped, in the midst of a task
+    that this would wait for.
+    """
+    begun = [future for future in futures if not future.cancel()]
+    if not getattr(_here, "is_worker", False):
+        wait(begun)
 
 
 if hasattr(os, "register_at_fork"):
@@ -71,8 +89,8 @@ class Beside(Generic[_Out]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._running is not None:
-            self._running.exception()
+        if self._running is not None and not getattr(_here, "is_worker", False):
+            wait([self._running])
 
     def begin(self, function: Callable[[], _Out]) -> _Out | None:
         """Begin the next thing when the one before has ended; returns the result of that one."""
@@ -82,8 +100,12 @@ class Beside(Generic[_Out]):
 
     def end(self) -> _Out | None:
         """Wait for what was begun last and return its result; None if there is nothing."""
+        if self._running is None:
+            return None
+        # An exception of a signal handler may end the waiting: what runs is noted until it ends.
+        wait([self._running])
         running, self._running = self._running, None
-        return None if running is None else running.result()
+        return running.result()
 
 
 def in_order(
@@ -101,14 +123,12 @@ def in_order(
             if len(running) < ahead:
                 running.append(_pool().submit(function, item))
                 continue
+            wait([running[0]])
             result = running.popleft().result()
             running.append(_pool().submit(function, item))
             yield result
         while running:
+            wait([running[0]])
             yield running.popleft().result()
     finally:
-        for future in running:
-            future.cancel()
-        for future in running:
-            if not future.cancelled():
-                future.exception()
+        _wait(running)

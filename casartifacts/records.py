@@ -147,7 +147,7 @@ def _decode(
 ) -> dict[str, Any]:
     try:
         found = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptArtifact(f"{where} is no JSON: {error}") from error
     if not isinstance(found, dict):
         raise CorruptArtifact(f"{where} is no JSON object")

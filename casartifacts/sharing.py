@@ -3,18 +3,21 @@
     this process    the manifests of what it stored or fetched lately
     anybody's       hints: `hints/<aa>/<chunk digest>` holds the digest of a content with that chunk
 
-Rule 1: what is found here costs only sharing when it is wrong: a hint that leads nowhere, a
-manifest that is not whole. What is leaned on is known to be live (rule K), blob by blob.
+Rule 1: what is found here costs only sharing when it is wrong or cannot be asked: a hint that leads
+nowhere, a manifest that is not whole, a right that is not given. What is leaned on is known to be
+live (rule K), blob by blob. Who may write manifests is trusted: one that is whole and lies about
+what its blobs hold is noticed only when what leans on it is read.
 Rule 2: nothing grows with the store: a few hints per content, asked for in one parallel round.
 """
 
 from __future__ import annotations
 
 import io
+import logging
 from contextlib import suppress
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
 
 from casartifacts import errors, names, reading, scanning
 from casartifacts.digest import is_digest
@@ -35,6 +38,11 @@ if TYPE_CHECKING:
     from casartifacts.protocols import Backend
 
 __all__ = ["Sharing"]
+
+_logger = logging.getLogger(__name__)
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 # A content of which more than this part is new, compared with what is at hand, is looked for
 # elsewhere.
@@ -58,6 +66,9 @@ _HINT_SIZE = 64
 # How many of the contents that are listed beside a new one are compared with it.
 _MOST_RELATIVES = 2
 
+# A larger manifest (of about 180 GiB) is not read to lean on: whoever wrote it, memory is ours.
+_LARGEST_BASE = 64 * 2**20
+
 
 class _Hinted(NamedTuple):
     """Contents to lean on, and whether this one was begun before."""
@@ -72,7 +83,7 @@ class Sharing:
     Args:
         backend: Where they lie.
         is_live: Asks whether a blob (digest and size in bytes) is live, if that is not known.
-        doubted: Digests of contents that read wrong: nothing leans on them.
+        doubted: Digests of contents that read wrong, and of their blobs: nothing leans on them.
     """
 
     def __init__(
@@ -86,6 +97,7 @@ class Sharing:
         self._is_live = is_live
         self._doubted = doubted
         self._latest = Latest()
+        self._has_warned = False
         # Where hints lead, as far as this process was told.
         self._leads: dict[str, str] = {}
 
@@ -117,7 +129,7 @@ class Sharing:
         most = sum(chunks.lengths) * _MUCH
         bases = self._latest.like(filename)[:_MOST_BASES]
         layout = plan(chunks, bases)
-        if layout.fresh_size > most and (found := self._read_some(relatives)):
+        if layout.fresh_size > most and (found := self._asked(self._read_some, relatives)):
             bases += found
             layout = plan(chunks, bases)
         was_begun = False
@@ -129,7 +141,7 @@ class Sharing:
         while layout.leaned:
             asked = zip(
                 layout.leaned,
-                in_order(self._is_live, layout.leaned, ahead=QUESTIONS),
+                in_order(self._is_right, layout.leaned, ahead=QUESTIONS),
                 strict=True,
             )
             dead = {blob for blob, is_live in asked if not is_live}
@@ -162,9 +174,11 @@ class Sharing:
         """Return the manifests that were noted last, those of the same file name first."""
         return self._latest.like(filename)
 
-    def forget(self, digest: str) -> None:
-        """Lean no more on a content."""
+    def forget(self, digest: str) -> list[str]:
+        """Lean no more on a content; returns the digests of its blobs, as far as it can be read."""
         self._latest.forget(digest)
+        manifest = self.read_manifest(digest)
+        return [] if manifest is None else [blob for blob, _ in manifest.blobs]
 
     def _read_some(self, digests: Iterable[str]) -> list[Manifest]:
         """Read the manifests of the first few of these contents."""
@@ -179,13 +193,13 @@ class Sharing:
         found or not. Until it is live, such a hint leads nowhere, which costs only sharing.
         """
         wanted = samples(chunks, sum(chunks.lengths))
-        told = list(in_order(lambda sample: self._claim(sample, digest), wanted))
+        told = list(in_order(lambda sample: self._asked(self._claim, sample, digest), wanted))
         # Those that several chunks lead to first.
         others = sorted(set(filter(None, told)) - {digest}, key=told.count, reverse=True)
         found = dict(zip(others, in_order(self.read_manifest, others), strict=True))
         for sample, other in zip(wanted, told, strict=True):
             if other in found and found[other] is None:
-                self._write_hint(names.hint(sample), digest, replace=True)
+                self._asked(self._write_hint, names.hint(sample), digest, replace=True)
         manifests = [manifest for manifest in found.values() if manifest is not None]
         for manifest in reversed(manifests):
             self.note(manifest, filename=None)
@@ -219,12 +233,32 @@ class Sharing:
             self._leads.clear()
         self._leads[name] = digest
 
+    def _is_right(self, blob: tuple[str, int]) -> bool:
+        return blob[0] not in self._doubted and self._is_live(blob)
+
+    def _asked(self, ask: Callable[_P, _T], *given: _P.args, **named: _P.kwargs) -> _T | None:
+        """Ask what only saves bytes: that it cannot be asked never fails an upload."""
+        try:
+            return ask(*given, **named)
+        except Exception as error:  # noqa: BLE001 -- said once, and gone around
+            if not self._has_warned:
+                self._has_warned = True
+                _logger.warning(
+                    "What contents share is not found in %r, so more is stored: %r",
+                    self._backend,
+                    error,
+                )
+            return None
+
     def read_manifest(self, digest: str) -> Manifest | None:
         """Read a manifest to lean on; None if it is not there, or not to be trusted."""
         if digest in self._doubted:
             return None
+        return self._asked(self._read_manifest, digest)
+
+    def _read_manifest(self, digest: str) -> Manifest | None:
         try:
-            body = reading.record(self._backend, names.manifest(digest))
+            body = reading.record(self._backend, names.manifest(digest), most=_LARGEST_BASE)
             return Manifest.decode(body, digest=digest)
         except (errors.ArtifactNotFound, CorruptArtifact, StoreMismatch):
             return None

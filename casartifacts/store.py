@@ -84,7 +84,7 @@ class ContentStore:
         self.backend = backend
         self.cache = cache
         self._knowledge = Knowledge()
-        # Contents that read wrong here: the next upload of one writes it anew.
+        # Contents that read wrong here, and their blobs: the next upload of one writes it anew.
         self._doubted: set[str] = set()
         self._record: tuple[bytes, StoreRecord] | None = None
         # Whether the store was made here, so that there is nothing yet that could be stored twice.
@@ -448,7 +448,11 @@ class ContentStore:
             # one is missing. The others are sent unasked, which costs no request more than it must.
             asking = asks
             for blob in blobs:
-                asking = asking and self._is_live(names.blob(blob.digest), _exactly(blob.length))
+                asking = (
+                    asking
+                    and blob.digest not in self._doubted
+                    and self._is_live(names.blob(blob.digest), _exactly(blob.length))
+                )
                 yield blob, asking
 
         def keep(asked: tuple[NewBlob, bool]) -> NewBlob:
@@ -462,10 +466,12 @@ class ContentStore:
     def _publish_draft(self, draft: Draft, blob: NewBlob, *, anew: bool) -> None:
         """Name a draft; a blob of another size, which a crash has cut, is replaced."""
         name = names.blob(blob.digest)
+        anew = anew or blob.digest in self._doubted
         asked_at = self._knowledge.now()
         if not draft.publish(name, replace=anew) and not self._is_live(name, _exactly(blob.length)):
             draft.publish(name, replace=True)
         self._knowledge.learn(name, asked_at=asked_at)
+        self._doubted.discard(blob.digest)
 
     def _send_blob(
         self, blob: NewBlob, read_at: Callable[[int, int], bytes], *, anew: bool
@@ -474,7 +480,9 @@ class ContentStore:
             partial(blob.read_at, read_at), start=0, length=blob.length, digest=blob.digest
         )
         name, sizes = names.blob(blob.digest), _exactly(blob.length)
+        anew = anew or blob.digest in self._doubted
         self._publish(name, cast("BinaryIO", body), sizes, anew=anew)
+        self._doubted.discard(blob.digest)
 
     def _is_live(self, name: str, sizes: range) -> bool:
         return _is_live(self.backend, self._knowledge, name, sizes)
@@ -560,8 +568,9 @@ class ContentStore:
         try:
             yield
         except CorruptArtifact:
+            # Any of its blobs may be what is wrong.
+            self._doubted.update(self._sharing.forget(_digest_of(ref)))
             self._doubted.add(_digest_of(ref))
-            self._sharing.forget(_digest_of(ref))
             raise
 
     def _find_ref(self, artifact_id: str) -> Ref | None:

@@ -524,7 +524,7 @@ def _digests(attributes: dict[str, Any], filename: str) -> Iterator[str]:
         if not name.startswith(_PREFIX):
             continue
         # Whatever another program has written there is no reason not to upload.
-        with contextlib.suppress(ValueError, LookupError, TypeError):
+        with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
             entry = json.loads(value)
             digest = names.digest_in(entry["artifact_id"])
             if digest is not None and entry["filename"] == filename:
