@@ -7,9 +7,10 @@ Rule 2: whatever is found to share with, the bytes are right.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import optuna
 import pytest
@@ -22,6 +23,7 @@ from casartifacts import (
     ContentStore,
     FileSystemArtifactStore,
     MemoryArtifactStore,
+    files,
     knowledge,
     matching,
     names,
@@ -242,6 +244,73 @@ def test_nothing_leans_on_a_content_that_read_wrong(place: FarAway) -> None:
     assert fetched(ContentStore(place), artifact_id) == other
 
 
+@pytest.mark.parametrize("kind", ["folder", "far away"])
+@pytest.mark.parametrize("through", ["its beginning", "another content"])
+def test_a_blob_that_may_be_damaged_is_written_anew_by_whoever_needs_it(
+    place: FarAway, tmp_path: Path, kind: str, through: str
+) -> None:
+    """Also by another content than the one that read wrong, which begins with the same blob."""
+    backend = place if kind == "far away" else FileSystemArtifactStore(tmp_path / "near")
+    store = ContentStore(backend)
+    body = body_of(70 * MIB)
+    first = store.add(io.BytesIO(body), filename="model.pt")
+    if through == "another content":
+        store.add(io.BytesIO(body + b"more"), filename="model.pt")
+    blob = max(backend.list("blobs/"), key=lambda entry: entry.size)
+    backend.write(blob.name, io.BytesIO(bytes(blob.size)))
+    with pytest.raises(CorruptArtifact):
+        fetched(store, first)
+    other = body + body_of(8 * MIB, seed=1)
+    artifact_id = store.add(io.BytesIO(other), filename="model.pt")
+    assert fetched(ContentStore(backend), artifact_id) == other
+    assert fetched(ContentStore(backend), first) == body, "and so the first is whole again"
+
+
+class Closed(MemoryArtifactStore):
+    """A bucket in which some names may not be touched."""
+
+    def __init__(self, *, closed: str) -> None:
+        super().__init__()
+        self.closed = closed
+
+    def _check(self, name: str) -> None:
+        if self.closed and name.startswith(self.closed):
+            raise PermissionError(f"{name}: 403")
+
+    def open_reader(self, name: str) -> BinaryIO:
+        self._check(name)
+        return super().open_reader(name)
+
+    def write(self, name: str, content_body: BinaryIO) -> None:
+        self._check(name)
+        super().write(name, content_body)
+
+    def write_if_absent(self, name: str, content_body: BinaryIO) -> bool:
+        self._check(name)
+        return super().write_if_absent(name, content_body)
+
+
+def test_where_hints_may_not_be_touched_uploads_go_on_and_say_so_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    backend = Closed(closed="hints/")
+    store = ContentStore(backend)
+    for seed in range(3):
+        body = body_of(17 * MIB, seed=seed)
+        assert fetched(store, store.add(io.BytesIO(body))) == body
+    assert ["hints/" in record.getMessage() for record in caplog.records] == [True]
+
+
+def test_a_manifest_that_may_not_be_read_is_not_leaned_on() -> None:
+    backend = Closed(closed="")
+    body = body_of(17 * MIB)
+    first = ContentStore(backend).add(io.BytesIO(body))
+    backend.closed = names.manifest(first[:64])
+    other = next_of(body)
+    artifact_id = ContentStore(backend).add(io.BytesIO(other))
+    assert fetched(ContentStore(backend), artifact_id) == other
+
+
 # Downloads
 
 
@@ -278,3 +347,22 @@ def test_what_a_cached_content_has_is_not_fetched(
     else:
         assert place.bytes_read() - before < 4 * MIB
     store.cache.close()  # type: ignore[union-attr]
+
+
+def test_a_cached_content_that_cannot_be_read_is_gone_around(
+    place: FarAway, cache: ArtifactCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fails there costs a fetch."""
+    uploader = ContentStore(place)
+    body = body_of(8 * MIB)
+    first = uploader.add(io.BytesIO(body), filename="model.pt")
+    second = uploader.add(io.BytesIO(next_of(body)), filename="model.pt")
+    store = ContentStore(place, cache=cache)
+    store.download(first, tmp_path / "first")
+    monkeypatch.setattr(files, "read_at", fail)
+    store.download(second, tmp_path / "second")
+    assert (tmp_path / "second").read_bytes() == next_of(body)
+
+
+def fail(*_: object) -> int:
+    raise OSError(errno.EIO, "planned")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Generator
@@ -17,7 +18,7 @@ from casartifacts import parallel
 from casartifacts.parallel import WORKERS, Beside, in_order
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 class Work:
@@ -191,3 +192,58 @@ def test_the_child_of_a_fork_has_workers_of_its_own() -> None:
     os.kill(child, 9)
     os.waitpid(child, 0)
     pytest.fail("the child waits for threads that only its parent has")
+
+
+def test_what_the_garbage_collector_closes_in_the_pool_is_not_waited_for_there() -> None:
+    """A reader that somebody dropped is closed by whatever thread the collector runs in."""
+    gate = threading.Event()
+    dropped: list[Generator[int]] = []
+
+    def close(number: int) -> int:
+        gate.wait(10)
+        while dropped:
+            dropped.pop().close()  # in a thread of the pool, amid a task of the same generator
+        return number
+
+    numbers = in_order(close, range(20), ahead=2)
+    assert isinstance(numbers, Generator)
+    first = threading.Thread(target=lambda: next(numbers))
+    first.start()
+    gate.set()
+    first.join(10)
+    gate.clear()
+    dropped.append(numbers)
+    gate.set()
+    assert list(in_order(lambda number: number, range(40))) == list(range(40))
+
+
+class StopError(Exception):
+    """Stands for what a signal handler raises."""
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timer signals")
+@pytest.mark.parametrize("way", ["in order", "beside"])
+def test_what_a_signal_interrupts_has_ended_when_the_call_has_left(way: str) -> None:
+    work = Work()
+
+    def stop(*_: object) -> None:
+        raise StopError
+
+    before = signal.signal(signal.SIGALRM, stop)
+
+    def beside() -> None:
+        with Beside[int]() as running:
+            running.begin(partial(work, 300))
+            running.end()
+
+    act: Callable[[], object] = beside
+    if way == "in order":
+        act = partial(list, in_order(work, [300] * 3, ahead=2))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(StopError):
+            act()
+        assert work.running == 0
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

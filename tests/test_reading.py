@@ -53,7 +53,8 @@ DAMAGES: dict[str, Damage] = {
 
 
 def names_in(backend: Backend) -> list[str]:
-    return [entry.name for entry in backend.list("")]
+    """Return what a download reads: hints say what to share with, and no more."""
+    return [entry.name for entry in backend.list("") if not entry.name.startswith("hints/")]
 
 
 def bytes_of(backend: Backend, name: str) -> bytes:

@@ -378,6 +378,8 @@ def test_a_node_under_stress_serves_no_wrong_byte_and_keeps_to_its_limit(
     finally:
         node.end()
     node.tally.downloads = sum(path.stat().st_size for path in folder.glob("done-*"))
+    told = f"seed {seed}, {len(stored)} contents of {sum(stored.values())} bytes, {node.tally}"
+    print(told)  # noqa: T201 -- pytest shows it when the test fails, and with -s
     assert [path.read_text() for path in folder.glob("wrong-*")] == []
     assert node.tally.downloads > 2 * seconds
     assert node.tally.kills > 0 < node.tally.damages
