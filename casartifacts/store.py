@@ -1,12 +1,10 @@
 """ContentStore: an artifact id leads to a ref, a ref to a content, a content to blobs.
 
-The order of writes is blobs, manifest, ref: what exists never names what does not. A crash leaves
-at most bytes that no ref reaches, which garbage collection takes.
+The order of writes is content, ref: how a content becomes live is told in `publishing`, how it is
+read in `reading`.
 
-Rule 1 (K in the design): a record counts only if, when its write is acknowledged, everything that
-it names is known to be live by an answer at most one hour old; older: ask again, send again.
-Rule 2: no byte leaves unverified; the cache and the backend are verified in their own rooms.
-Rule 3: a failing cache is gone around; it never fails a read.
+Rule 1: no byte leaves unverified; the cache and the backend are verified in their own rooms.
+Rule 2: a failing cache is gone around; it never fails a read.
 """
 
 from __future__ import annotations
@@ -15,34 +13,26 @@ import contextlib
 import io
 import logging
 import os
-import sys
 from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Self, TypedDict, cast
+from typing import TYPE_CHECKING, BinaryIO, TypedDict
 
-from casartifacts import errors, files, names, reading, scanning
-from casartifacts.bodies import Outgoing, take
+from casartifacts import errors, files, names, reading
+from casartifacts.bodies import take
 from casartifacts.digest import BUFFER_SIZE, digest_of, is_digest
-from casartifacts.errors import CasartifactsError, ContentChanged, CorruptArtifact, StoreMismatch
+from casartifacts.errors import CorruptArtifact, StoreMismatch
 from casartifacts.knowledge import Knowledge
-from casartifacts.manifest import smallest_size
-from casartifacts.matching import Stretch
 from casartifacts.parallel import in_order
-from casartifacts.planning import NewBlob, Plan, plan
-from casartifacts.protocols import Drafting
+from casartifacts.publishing import Publishing, Upload
 from casartifacts.records import Ref, StoreRecord
-from casartifacts.sharing import Sharing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from casartifacts.bodies import Source
     from casartifacts.cache import ArtifactCache, Slot
-    from casartifacts.manifest import Manifest
-    from casartifacts.protocols import Backend, Draft
-    from casartifacts.scanning import Cuts
+    from casartifacts.protocols import Backend
 
     Progress = Callable[[int, int], None]
 
@@ -64,10 +54,6 @@ _MOST_COPIES = 3
 # How many contents near by are looked through for bytes of one that is fetched.
 _MOST_NEAR = 2
 
-# How often a record is sent again because an hour passed while it was sent. Each takes an hour or
-# a clock that jumps: more than a few mean that something is broken.
-_MOST_SENDS = 5
-
 
 class ContentStore:
     """An artifact store that keeps equal contents once, over any backend.
@@ -84,17 +70,10 @@ class ContentStore:
         self.backend = backend
         self.cache = cache
         self._knowledge = Knowledge()
-        # Contents that read wrong here, and their blobs: the next upload of one writes it anew.
-        self._doubted: set[str] = set()
         self._record: tuple[bytes, StoreRecord] | None = None
         # Whether the store was made here, so that there is nothing yet that could be stored twice.
         self._is_new = False
-        self._sharing = Sharing(
-            backend,
-            # No method of this object's: it is to go as soon as nobody holds it.
-            is_live=partial(_is_live_blob, backend, self._knowledge),
-            doubted=self._doubted,
-        )
+        self._publishing = Publishing(backend, self._knowledge)
 
     def __repr__(self) -> str:
         cache = "" if self.cache is None else f", cache={self.cache!r}"
@@ -150,15 +129,16 @@ class ContentStore:
         if artifact_id is not None:
             names.check_artifact_id(artifact_id)
         record = self._record_for_writing()
+        sharing = self._publishing.sharing
         source = take(body)
         try:
-            upload = _Upload(
+            upload = Upload(
                 source,
                 record,
                 progress,
-                is_new=lambda size: self._is_new or self._sharing.is_likely_new(source, size),
+                is_new=lambda size: self._is_new or sharing.is_likely_new(source, size),
             )
-            upload.anew = upload.digest in self._doubted
+            upload.anew = self._publishing.is_doubted(upload.digest)
             upload.filename = filename
             upload.relatives = relatives
             if artifact_id is None:
@@ -187,18 +167,18 @@ class ContentStore:
             with contextlib.ExitStack() as beside:
 
                 def keep() -> tuple[bytes, list[str]]:
-                    kept = self._keep(upload)
+                    kept = self._publishing.keep(upload)
                     if upload.manifest is not None:
-                        self._sharing.tell(upload.manifest, filename=filename, beside=beside)
+                        sharing.tell(upload.manifest, filename=filename, beside=beside)
                     return encoded, [kept]
 
-                self._send(keep, lambda body: self._write(name, body))
+                self._publishing.send(keep, lambda body: self._publishing.write(name, body))
             source.finish(upload.size)
         finally:
             source.close()
         self._is_new = False
         if upload.anew:
-            self._doubted.discard(upload.digest)
+            self._publishing.trust(upload.digest)
         upload.report(upload.size)
         if self._recall(artifact_id) is not None:
             self._remember(artifact_id, upload.digest)
@@ -387,146 +367,6 @@ class ContentStore:
                     raise found
                 damaged(found)
 
-    # How a content becomes live
-
-    def _keep(self, upload: _Upload) -> str:
-        """See to it that a content is live, and return the name by which it is."""
-        if upload.small is not None:
-            name = names.blob(upload.digest)
-            if upload.anew or not self._is_live(name, _exactly(upload.size)):
-                blob = NewBlob((Stretch(0, upload.size),), upload.size, upload.digest)
-                self._send_blob(blob, upload.read_small, anew=upload.anew)
-        else:
-            name = names.manifest(upload.digest)
-            sizes = range(smallest_size(upload.size, upload.record.chunker), sys.maxsize)
-            if upload.anew or not self._is_live(name, sizes):
-                self._send(
-                    lambda: self._keep_blobs(upload),
-                    lambda body: self._publish(name, body, sizes, anew=upload.anew),
-                )
-        upload.check_unchanged()
-        return name
-
-    def _keep_blobs(self, upload: _Upload) -> tuple[bytes, list[str]]:
-        """Store what is new of a content as blobs; return its manifest and what that names."""
-        backend = self.backend
-        cuts = upload.cuts()
-        chunks = cuts.chunks
-        if upload.anew:
-            layout, was_begun = plan(chunks, []), False
-        else:
-            layout, was_begun = self._sharing.lay_out(
-                chunks,
-                digest=upload.digest,
-                filename=upload.filename,
-                relatives=upload.relatives,
-            )
-        kept = [names.blob(digest) for digest, _ in layout.leaned]
-        fresh: list[str] = []
-        done = upload.size - layout.fresh_size
-        with contextlib.ExitStack() as ending:
-            sink = None
-            if isinstance(backend, Drafting):
-                publish = partial(self._publish_draft, anew=upload.anew)
-                sink = ending.enter_context(_Drafts(backend, publish))
-            blobs = Plan(upload.source, cuts=cuts, layout=layout, sink=sink)
-            for blob in blobs if sink is not None else self._sent(blobs, upload, asks=was_begun):
-                fresh.append(blob.digest)
-                done += blob.length
-                upload.report(done)
-        upload.check_unchanged()
-        upload.manifest = layout.manifest(
-            fresh, digest=upload.digest, chunks=chunks, chunker=upload.record.chunker
-        )
-        return upload.manifest.encode(), [*kept, *map(names.blob, fresh)]
-
-    def _sent(self, blobs: Plan, upload: _Upload, *, asks: bool) -> Iterator[NewBlob]:
-        """Send blobs beside the pass over the file that makes them."""
-
-        def missing() -> Iterator[tuple[NewBlob, bool]]:
-            # An upload that was interrupted goes on where it stopped: each blob is asked for, until
-            # one is missing. The others are sent unasked, which costs no request more than it must.
-            asking = asks
-            for blob in blobs:
-                asking = (
-                    asking
-                    and blob.digest not in self._doubted
-                    and self._is_live(names.blob(blob.digest), _exactly(blob.length))
-                )
-                yield blob, asking
-
-        def keep(asked: tuple[NewBlob, bool]) -> NewBlob:
-            blob, is_live = asked
-            if not is_live:
-                self._send_blob(blob, upload.source.read_at, anew=upload.anew)
-            return blob
-
-        return in_order(keep, missing())
-
-    def _publish_draft(self, draft: Draft, blob: NewBlob, *, anew: bool) -> None:
-        """Name a draft; a blob of another size, which a crash has cut, is replaced."""
-        name = names.blob(blob.digest)
-        anew = anew or blob.digest in self._doubted
-        asked_at = self._knowledge.now()
-        if not draft.publish(name, replace=anew) and not self._is_live(name, _exactly(blob.length)):
-            draft.publish(name, replace=True)
-        self._knowledge.learn(name, asked_at=asked_at)
-        self._doubted.discard(blob.digest)
-
-    def _send_blob(
-        self, blob: NewBlob, read_at: Callable[[int, int], bytes], *, anew: bool
-    ) -> None:
-        body = Outgoing(
-            partial(blob.read_at, read_at), start=0, length=blob.length, digest=blob.digest
-        )
-        name, sizes = names.blob(blob.digest), _exactly(blob.length)
-        anew = anew or blob.digest in self._doubted
-        self._publish(name, cast("BinaryIO", body), sizes, anew=anew)
-        self._doubted.discard(blob.digest)
-
-    def _is_live(self, name: str, sizes: range) -> bool:
-        return _is_live(self.backend, self._knowledge, name, sizes)
-
-    def _publish(self, name: str, body: BinaryIO, sizes: range, *, anew: bool) -> None:
-        """Write what is the same whoever writes it; what is there stays, unless it is wrong.
-
-        Wrong is what has another size, or, with `anew`, belongs to a content that read wrong.
-        """
-        if anew:
-            self._write(name, body)
-            return
-        asked_at = self._knowledge.now()
-        if self.backend.write_if_absent(name, body):
-            self._knowledge.learn(name, asked_at=asked_at)
-        elif not self._is_live(name, sizes):
-            body.seek(0)
-            self._write(name, body)
-
-    def _write(self, name: str, body: BinaryIO) -> None:
-        asked_at = self._knowledge.now()
-        self.backend.write(name, body)
-        self._knowledge.learn(name, asked_at=asked_at)
-
-    def _send(
-        self,
-        prepare: Callable[[], tuple[bytes, list[str]]],
-        send: Callable[[BinaryIO], None],
-    ) -> None:
-        """Send a record by rule K; `prepare` makes live what the record names and returns both."""
-        for _ in range(_MOST_SENDS):
-            body, needed = prepare()
-            try:
-                send(_Vouched(body, needed, self._knowledge))
-            except _StaleError:
-                continue
-            if all(map(self._knowledge.is_fresh, needed)):
-                return
-        raise CasartifactsError(
-            f"A record was sent {_MOST_SENDS} times to {self.backend!r}, and each time more than an"
-            " hour passed before it was acknowledged: what it names may have been collected since. "
-            "Mend the connection or the clock and upload again."
-        )
-
     # How a content is found
 
     def _where(self, ref: Ref) -> _Where:
@@ -555,7 +395,7 @@ class ContentStore:
                 near=near,
             )
         if manifest is not None:
-            self._sharing.note(manifest, filename=ref.filename)
+            self._publishing.sharing.note(manifest, filename=ref.filename)
 
     def _pieces(self, ref: Ref) -> Iterator[memoryview]:
         """Yield a content in order, verified."""
@@ -568,9 +408,7 @@ class ContentStore:
         try:
             yield
         except CorruptArtifact:
-            # Any of its blobs may be what is wrong.
-            self._doubted.update(self._sharing.forget(_digest_of(ref)))
-            self._doubted.add(_digest_of(ref))
+            self._publishing.doubt(_digest_of(ref))
             raise
 
     def _find_ref(self, artifact_id: str) -> Ref | None:
@@ -679,13 +517,13 @@ class ContentStore:
             yield reading.Near(left.read_at, extents=left.extents)
         if self.cache is None or self._is_small(ref):
             return
-        known = {kept.digest: kept for kept in self._sharing.noted(ref.filename)}
+        known = {kept.digest: kept for kept in self._publishing.sharing.noted(ref.filename)}
         noted = self.cache.recall(_latest_of(ref))
         for digest in islice(dict.fromkeys([*known, *filter(None, [noted])]), _MOST_NEAR):
             file = self.cache.open(digest) if digest != ref.digest and is_digest(digest) else None
             if file is not None:
                 with file:
-                    manifest = known.get(digest) or self._sharing.read_manifest(digest)
+                    manifest = known.get(digest) or self._publishing.sharing.read_manifest(digest)
                     if manifest is not None:
                         yield reading.Near(partial(_read_near, file), manifest.chunks)
 
@@ -734,125 +572,12 @@ class ContentStore:
         return self._record[1]
 
 
-class _Upload:
-    """What one call of `add` carries: the source after its first reading.
-
-    `small` are the bytes of a content up to the small limit, which is read only once.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        record: StoreRecord,
-        progress: Progress | None,
-        *,
-        is_new: Callable[[int], bool],
-    ) -> None:
-        self.source = source
-        self.record = record
-        self.filename: str | None = None
-        self.anew = False  # whether what is there is not to be trusted
-        self.manifest: Manifest | None = None  # once it has become live by this upload
-        self.relatives: Iterable[str] = ()
-        self._progress = progress
-        self._stamp = source.stamp()
-        size = source.known_size()
-        limit = record.small_content_limit
-        scan = None
-        if size is not None and size > limit and is_new(size):
-            scan = scanning.cut(source, size=size, chunker=record.chunker)
-        if scan is None or scan.size <= limit:
-            scan = scanning.read(source, small_limit=limit)
-        self.digest, self.size, self.small, self._cuts = scan
-        self.check_unchanged()
-
-    def cuts(self) -> Cuts:
-        """Return how the content is cut; it is looked for if it is not known yet.
-
-        Raises:
-            ContentChanged: The source is not what it was in the first reading.
-        """
-        if self._cuts is None:
-            scan = scanning.cut(self.source, size=self.size, chunker=self.record.chunker)
-            if scan.digest != self.digest:
-                raise ContentChanged(
-                    "The content changed while it was being uploaded: its first reading gave "
-                    f"digest {self.digest}, the second {scan.digest}. Nothing was published; upload"
-                    " it again when nobody writes to it."
-                )
-            self._cuts = scan.cuts
-        return cast("Cuts", self._cuts)
-
-    def check_unchanged(self) -> None:
-        """Refuse a file that somebody has written to since the upload began."""
-        if self.source.stamp() != self._stamp:
-            raise ContentChanged(
-                "The file changed while it was being uploaded: its size or modification time is "
-                "another one now. Nothing was published; upload it again when nobody writes to it."
-            )
-
-    def read_small(self, offset: int, length: int) -> bytes:
-        """Read from the bytes of a small content."""
-        return (self.small or b"")[offset : offset + length]
-
-    def report(self, done: int) -> None:
-        """Say how many bytes are stored."""
-        _report(self._progress, done, self.size)
-
-
-class _Drafts:
-    """Writes blobs where they are to lie, in the pass in which they are hashed."""
-
-    def __init__(self, backend: Drafting, publish: Callable[[Draft, NewBlob], None]) -> None:
-        self._backend = backend
-        self._publish = publish
-        self._ending = contextlib.ExitStack()
-        self._draft: Draft | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ending.close()
-
-    def write(self, piece: memoryview) -> None:
-        """Take the next bytes of the blob, or the first ones."""
-        if self._draft is None:
-            self._draft = self._ending.enter_context(self._backend.draft())
-        self._draft.write(piece)
-
-    def end(self, blob: NewBlob) -> None:
-        """Publish the blob."""
-        if self._draft is not None:
-            self._publish(self._draft, blob)
-        self._draft = None
-        self._ending.close()
-
-
 class _Where(TypedDict):
     """What `reading` wants to know of a content."""
 
     digest: str
     size: int
     is_small: bool
-
-
-class _StaleError(Exception):
-    """What a record names is not known to be live any more."""
-
-
-class _Vouched(io.BytesIO):
-    """A record on its way out: each attempt to send it first asks whether it still may be sent."""
-
-    def __init__(self, body: bytes, needed: list[str], knowledge: Knowledge) -> None:
-        super().__init__(body)
-        self._needed = needed
-        self._knowledge = knowledge
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if self.tell() == 0 and not all(map(self._knowledge.is_fresh, self._needed)):
-            raise _StaleError
-        return super().read(size)
 
 
 def _say_copied(file_path: str | os.PathLike[str], link: files.Link, why: str) -> None:
@@ -871,29 +596,6 @@ def _read_near(file: BinaryIO, buffer: memoryview, offset: int) -> int:
 def _report(progress: Progress | None, done: int, size: int) -> None:
     if progress is not None:
         progress(done, size)
-
-
-def _is_live(backend: Backend, knowledge: Knowledge, name: str, sizes: range) -> bool:
-    """Tell whether something of one of these sizes (bytes) is live under a name."""
-    # Where a question costs nothing it is asked: somebody may have deleted the whole folder.
-    if backend.remote and knowledge.is_fresh(name):
-        return True
-    asked_at = knowledge.now()
-    found = backend.stat(name)
-    if found is None or found.size not in sizes:
-        knowledge.forget(name)
-        return False
-    knowledge.learn(name, asked_at=asked_at)
-    return True
-
-
-def _is_live_blob(backend: Backend, knowledge: Knowledge, blob: tuple[str, int]) -> bool:
-    digest, size = blob
-    return _is_live(backend, knowledge, names.blob(digest), _exactly(size))
-
-
-def _exactly(size: int) -> range:
-    return range(size, size + 1)
 
 
 def _latest_of(ref: Ref) -> str:

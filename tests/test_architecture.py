@@ -36,6 +36,7 @@ FLOORS = [
     {"doctor.findings"},
     {"opening"},
     {"store"},
+    {"publishing"},
     {"sharing"},
     {"backoff", "cache", "planning", "reading"},
     {"scanning"},

@@ -107,7 +107,7 @@ class Watched(MemoryArtifactStore):
 def make(*, remote: bool = True) -> tuple[ContentStore, Watched, Clock]:
     place, clock = Watched(remote=remote), Clock()
     store = ContentStore(place)
-    store._knowledge = Knowledge(clock)
+    store._knowledge.now = clock
     return store, place, clock
 
 
