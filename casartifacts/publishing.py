@@ -161,8 +161,12 @@ class Publishing:
         )
 
     def is_doubted(self, digest: str) -> bool:
-        """Tell whether a content read wrong, and was not written anew since."""
-        return digest in self._doubted
+        """Tell whether a content, or a blob of it, read wrong and was not written anew since."""
+        if digest in self._doubted:
+            return True
+        # Where nothing is doubted, as nearly always, nothing is asked.
+        manifest = self.sharing.read_manifest(digest) if self._doubted else None
+        return manifest is not None and any(blob in self._doubted for blob, _ in manifest.blobs)
 
     def trust(self, digest: str) -> None:
         """Note that a content was written anew."""

@@ -266,6 +266,25 @@ def test_a_blob_that_may_be_damaged_is_written_anew_by_whoever_needs_it(
     assert fetched(ContentStore(backend), first) == body, "and so the first is whole again"
 
 
+@pytest.mark.parametrize("kind", ["folder", "far away"])
+def test_a_duplicate_of_what_leans_on_a_blob_that_may_be_damaged_is_written_anew(
+    place: FarAway, tmp_path: Path, kind: str
+) -> None:
+    """Although its manifest is live, and it has not been read itself."""
+    backend = place if kind == "far away" else FileSystemArtifactStore(tmp_path / "near")
+    store = ContentStore(backend)
+    body = body_of(20 * MIB)
+    first = store.add(io.BytesIO(body), filename="model.pt")
+    other = next_of(body)
+    store.add(io.BytesIO(other), filename="model.pt")
+    blob = max(backend.list("blobs/"), key=lambda entry: entry.size)
+    backend.write(blob.name, io.BytesIO(bytes(blob.size)))
+    with pytest.raises(CorruptArtifact):
+        fetched(store, first)
+    artifact_id = store.add(io.BytesIO(other), filename="model.pt")
+    assert fetched(ContentStore(backend), artifact_id) == other
+
+
 class Closed(MemoryArtifactStore):
     """A bucket in which some names may not be touched."""
 
