@@ -153,15 +153,19 @@ class Sharing:
 
     def tell(self, manifest: Manifest, *, filename: str | None, beside: ExitStack) -> None:
         """Let others find a content that has just become live; what begins ends with `beside`."""
+        leads = {
+            name: self._leads.get(name)
+            for name in map(names.hint, samples(manifest.chunks, manifest.size))
+        }
         good = {
             kept.digest
             for kept in self._latest.like(filename)
-            if _shared(manifest.chunks, kept.chunks) >= _GOOD * manifest.size
+            if kept.digest in leads.values()
+            and _shared(manifest.chunks, kept.chunks) >= _GOOD * manifest.size
         }
         self.note(manifest, filename=filename)
-        for sample in samples(manifest.chunks, manifest.size):
-            name = names.hint(sample)
-            if self._leads.get(name) not in {*good, manifest.digest}:
+        for name, digest in leads.items():
+            if digest not in {*good, manifest.digest}:
                 telling: Beside[object] = beside.enter_context(Beside())
                 # If it fails, that costs sharing; the block ends all the same.
                 telling.begin(partial(self._write_hint, name, manifest.digest, replace=True))
