@@ -33,19 +33,6 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["serving.fixtures"]
 
-SERVERS = ["ceph", "ceph-https", "ministack", "gcs"]
-
-
-@pytest.fixture(params=SERVERS)
-def server(request: pytest.FixtureRequest, use: Callable[[Server], None]) -> Server:
-    """One of the servers, to which clients are pointed."""
-    name, _, tls = request.param.partition("-")
-    found: Server = request.getfixturevalue(name)
-    if tls:
-        found = found.over_https()
-    use(found)
-    return found
-
 
 @pytest.fixture(scope="session")
 def buckets() -> dict[str, str]:

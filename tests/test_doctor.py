@@ -260,17 +260,6 @@ def test_the_clock_of_a_place_is_compared(
 # Buckets
 
 
-@pytest.fixture(params=["ceph", "ceph-https", "ministack", "gcs"])
-def server(request: pytest.FixtureRequest, use: Callable[[Server], None]) -> Server:
-    """One of the servers, to which clients are pointed."""
-    name, _, tls = request.param.partition("-")
-    found: Server = request.getfixturevalue(name)
-    if tls:
-        found = found.over_https()
-    use(found)
-    return found
-
-
 def url_of(server: Server, bucket: str) -> str:
     return f"{'gs' if server.protocol == 'gcs' else 's3'}://{bucket}/runs"
 

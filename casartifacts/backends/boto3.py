@@ -17,7 +17,13 @@ import os
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from casartifacts import errors, names
-from casartifacts.backends.streaming import Guarded, Placed, byte_range, stream_reader
+from casartifacts.backends.streaming import (
+    Guarded,
+    Placed,
+    byte_range,
+    empty_range,
+    stream_reader,
+)
 from casartifacts.bodies import Range, take
 from casartifacts.protocols import Entry
 
@@ -148,9 +154,7 @@ class Boto3ArtifactStore:
     def open_range(self, name: str, start: int, length: int) -> BinaryIO:
         """Open a range of the object, streamed."""
         if length <= 0:
-            if self.stat(name) is None:
-                raise errors.not_found(name, self)
-            return io.BytesIO()
+            return empty_range(self, name)
         try:
             return self.open_from(name, start, None, end=start + length)
         except _client_error() as error:

@@ -22,7 +22,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote
 
 from casartifacts import errors, names
-from casartifacts.backends.streaming import Guarded, Placed, byte_range, stream_reader
+from casartifacts.backends.streaming import (
+    Guarded,
+    Placed,
+    byte_range,
+    empty_range,
+    stream_reader,
+)
 from casartifacts.bodies import Range, take
 from casartifacts.protocols import Entry
 
@@ -108,9 +114,7 @@ class GCSArtifactStore:
         from google.api_core.exceptions import RequestRangeNotSatisfiable
 
         if length <= 0:
-            if self.stat(name) is None:
-                raise errors.not_found(name, self)
-            return io.BytesIO()
+            return empty_range(self, name)
         try:
             return self.open_from(name, start, None, end=start + length)
         except RequestRangeNotSatisfiable:
@@ -242,7 +246,7 @@ class GCSArtifactStore:
         body = Guarded(content)
         message = _Message(body, name=full_name)
         with body.errors_as_they_are():
-            answer = self.client._http.request(  # noqa: SLF001
+            answer = self.client._http.request(  # noqa: SLF001 -- as above
                 "POST",
                 self._objects("upload/"),
                 params={"uploadType": "multipart", **self._params(), **self._extra_args, **params},

@@ -8,14 +8,15 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from casartifacts import names
+from casartifacts import errors, names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from casartifacts.bodies import Range
+    from casartifacts.protocols import Backend
 
-__all__ = ["Guarded", "Placed", "VersionedReader", "byte_range", "stream_reader"]
+__all__ = ["Guarded", "Placed", "VersionedReader", "byte_range", "empty_range", "stream_reader"]
 
 # Small, so that larger reads go straight into the buffer of whoever reads.
 _BUFFER_SIZE = 2**16
@@ -94,6 +95,13 @@ class Guarded(io.RawIOBase):
             if self._raised is not None and error is not self._raised:
                 raise self._raised from error
             raise
+
+
+def empty_range(backend: Backend, name: str) -> BinaryIO:
+    """Open no bytes of an object, for which HTTP has no words; raises `ArtifactNotFound`."""
+    if backend.stat(name) is None:
+        raise errors.not_found(name, backend)
+    return io.BytesIO()
 
 
 def byte_range(start: int, end: int | None) -> str:

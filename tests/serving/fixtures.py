@@ -104,3 +104,14 @@ def _skip_without(name: str) -> None:
         pytest.fail(f"CI is to have every server: {reason}")
     if reason:
         pytest.skip(reason)
+
+
+@pytest.fixture(params=["ceph", "ceph-https", "ministack", "gcs"])
+def server(request: pytest.FixtureRequest, use: Callable[[Server], None]) -> Server:
+    """One of the servers, to which clients are pointed."""
+    name, _, tls = request.param.partition("-")
+    found: Server = request.getfixturevalue(name)
+    if tls:
+        found = found.over_https()
+    use(found)
+    return found
