@@ -66,7 +66,8 @@ def classes_of(error: BaseException) -> set[str]:
 def amount(size: float) -> str:
     """Write a number of bytes for people."""
     units = ["B", "KiB", "MiB", "GiB", "TiB"]
-    while size >= 1024 and len(units) > 1:  # noqa: PLR2004
+    while size >= 1024 and len(units) > 1:  # noqa: PLR2004 -- what makes the next unit
         del units[0]
         size /= 1024
+    # Three digits, or all that there are before the point.
     return f"{size:.0f} {units[0]}" if size >= 10 else f"{size:.3g} {units[0]}"  # noqa: PLR2004

@@ -88,31 +88,30 @@ def _(place: Place, shared: Path) -> tuple[Side, Side]:
 
 @row("stored after 10 steps", reference="what is new", bound=Bound(1.05), unit="MiB")
 def _(place: Place, _: Path) -> tuple[Side, Side]:
-    def ours(folder: Path) -> float:
-        store = own_store(folder / "ours")
-        for file in _series(place, folder, count=10):
-            _add(store, file)
-        return _mib_in(folder / "ours")
-
     # 256 MiB, and nine times 13 places of 2 MiB.
     new = 490 / 256 * _size(place) / MIB
-    return lambda folder: partial(ours, folder), lambda _: lambda: new
+    return _stored(place, _add_to), lambda _: lambda: new
 
 
 @row("stored after 10 steps, to hf_xet", reference="hf_xet", unit="MiB")
 def _(place: Place, _: Path) -> tuple[Side, Side]:
-    def ours(folder: Path) -> float:
-        store = own_store(folder / "ours")
-        for file in _series(place, folder, count=10):
-            _add(store, file)
-        return _mib_in(folder / "ours")
+    return _stored(place, _add_to), _stored(place, lambda folder: partial(_put, folder=folder))
 
-    def theirs(folder: Path) -> float:
-        for file in _series(place, folder, count=10):
-            _put(file, folder / "theirs")
-        return _mib_in(folder / "theirs")
 
-    return lambda folder: partial(ours, folder), lambda folder: partial(theirs, folder)
+def _stored(place: Place, begin: Callable[[Path], Callable[[Path], object]]) -> Side:
+    """Return a side that stores ten steps in a folder and returns what they take there, in MiB."""
+
+    def steps(folder: Path) -> float:
+        keep = begin(folder / "store")
+        for file in _series(place, folder, count=10):
+            keep(file)
+        return _mib_in(folder / "store")
+
+    return lambda folder: partial(steps, folder)
+
+
+def _add_to(folder: Path) -> Callable[[Path], object]:
+    return partial(_add, own_store(folder))
 
 
 @row("all is new, to not cut", reference="not cut", bound=Bound(1.25))
