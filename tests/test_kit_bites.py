@@ -680,6 +680,15 @@ def test_a_declared_deviation_passes_only_while_it_is_true(folder: Path) -> None
         declared(Folder(folder))
 
 
+def test_a_race_that_is_declared_may_go_either_way(folder: Path) -> None:
+    name = "threads_that_share_a_name_see_whole_bodies"
+    (declared,) = (
+        check for check in checks(backend=False, deviations={name: "why"}) if str(check) == name
+    )
+    for place in (WritesInPlace(folder), Folder(folder)):
+        declared(place)
+
+
 def test_a_deviation_from_no_check_is_refused() -> None:
     with pytest.raises(ValueError, match="no_such_check"):
         checks(backend=True, deviations={"no_such_check": "why"})
