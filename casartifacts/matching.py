@@ -50,24 +50,26 @@ class Bounds:
     divided by what was new, after 10 and after 30 steps; segments and blobs leaned on at step 30.
     As it is:
 
-         1 place   1.01  1.03    17 segments  15 blobs
-         4 places  1.01  1.07    63           16
-         8         1.02  1.11   104           16
-        16         1.14  1.43   113           12
-        64         1.95  2.67   138           11
+         1 place   1.01  1.04    17 segments  14 blobs
+         4 places  1.01  1.07    64           16
+         8         1.02  1.10   113           16
+        16         1.08  1.29   146           14
+        64         1.77  2.38   177           12
     """
 
     blob_limit: int = BLOB_LIMIT
     """No fresh blob is larger."""
 
-    ranges: int = 32
-    """How many ranges of other blobs, and repetitions, per begun `blob_limit` of the content.
+    ranges: int = 128
+    """How many ranges of other blobs, and repetitions, in a content of up to four times
+    `blob_limit`; in proportion beyond.
 
-    Each is a request of a download. The longest stay. With 24 the synthetic series of tools/series
-    (13 places) stores 1.07 times the ideal in 10 steps and has 120 segments, with 32 1.04 and 130,
-    without a bound 1.04 and 147. With 16 the chain of 8 places has 74 segments but stores 1.05 and
-    1.26, with 32 it has 106 and stores 1.02 and 1.11. Tensors that change again and again tear
-    nothing: the places of a real series are the same in every step.
+    Each is a request of a download. The longest stay. With 96 the synthetic series of tools/series
+    (13 places) stores 1.07 times the ideal in 10 steps and has 120 segments, with 128 1.04 and 130,
+    without a bound 1.04 and 147. With 64 the chain of 8 places has 74 segments but stores 1.05 and
+    1.26. What is smaller has as many: with 32 for 64 MiB the chain of 13 places there stores 1.62
+    and 2.17, with 128 it is 1.12 and 1.28 (chunks of 96 KiB). Tensors that change again and again
+    tear nothing: the places of a real series are the same in every step.
     """
 
     blobs: int = 16
@@ -79,11 +81,12 @@ class Bounds:
     last size; with 8 it was 1.8, with 4 it was 2.7.
     """
 
-    shortest: int = 256 * 2**10
+    shortest: int = 128 * 2**10
     """No shorter range: it costs a request.
 
-    With 64 KiB and with 512 KiB the chain of 8 places stores the same within 1 %; with 1 MiB it is
-    1.05 and 1.16, and what is small loses what it shares in small pieces.
+    From 256 MiB on, 64 to 512 KiB store the same within 1 %, with 1 MiB the chain of 8 places is
+    1.05 and 1.16. Below that what is small loses what it shares in small pieces: with 256 KiB,
+    13 places of 16 MiB store 1.90 and 2.49, with 128 1.57 and 1.96, with 64 1.48 and 1.79.
     """
 
     least_of_blob: float = 1 / 8
@@ -228,7 +231,7 @@ def lay_out(
     ranges = _guarded(_joined(_ranges(runs, bases)), size, bounds)
     leaned = {blob: place for place, blob in enumerate(dict.fromkeys(it.blob for it in ranges))}
     packer = _Packer(
-        bounds, number=len(leaned), repetitions=_most_ranges(size, bounds) - len(ranges)
+        bounds, number=len(leaned), repetitions=_in_proportion(bounds.ranges, size, bounds) - len(ranges)
     )
     parts: list[_Part] = []
     done = 0
@@ -378,19 +381,17 @@ def _joined(ranges: Iterator[_Range]) -> list[_Range]:
     return joined
 
 
-def _most_ranges(size: int, bounds: Bounds) -> int:
-    return bounds.ranges * -(-size // bounds.blob_limit)
-
-
-def _most_blobs(size: int, bounds: Bounds) -> int:
-    return max(bounds.blobs, bounds.blobs * size // (4 * bounds.blob_limit))
+def _in_proportion(most: int, size: int, bounds: Bounds) -> int:
+    """Return a bound on numbers for a content of `size` bytes."""
+    return max(most, most * size // (4 * bounds.blob_limit))
 
 
 def _guarded(ranges: list[_Range], size: int, bounds: Bounds) -> list[_Range]:
     """Leave out what goes beyond the bounds; nothing that is left out brings another one back."""
     ranges = [it for it in ranges if it.length >= bounds.shortest]
     ranges = _of_useful_blobs(ranges, size, bounds)
-    longest = sorted(ranges, key=lambda it: -it.length)[: _most_ranges(size, bounds)]
+    most = _in_proportion(bounds.ranges, size, bounds)
+    longest = sorted(ranges, key=lambda it: -it.length)[:most]
     ranges = sorted(longest, key=lambda it: it.first)
     # Some blobs may have lost ranges.
     ranges = _of_useful_blobs(ranges, size, bounds)
@@ -405,7 +406,7 @@ def _of_useful_blobs(ranges: list[_Range], size: int, bounds: Bounds) -> list[_R
         used[it.blob] += it.length
     enough = [blob for blob in used if used[blob] >= bounds.least_of_blob * blob[1]]
     enough.sort(key=lambda blob: -used[blob])
-    useful = set(enough[: _most_blobs(size, bounds)])
+    useful = set(enough[: _in_proportion(bounds.blobs, size, bounds)])
     return [it for it in ranges if it.blob in useful]
 
 
@@ -420,7 +421,7 @@ class _Packer:
 
     def __init__(self, bounds: Bounds, *, number: int, repetitions: int) -> None:
         self._limit = bounds.blob_limit
-        self._shortest = -(-bounds.blob_limit // bounds.ranges)
+        self._shortest = -(-4 * bounds.blob_limit // bounds.ranges)
         self._number = number
         self._left = repetitions
         # For each blob the offset and the length of its stretches.

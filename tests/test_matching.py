@@ -127,6 +127,10 @@ class Shelf:
         )
 
 
+def in_proportion(most: int, size: int, bounds: Bounds) -> float:
+    return max(most, most * size / (4 * bounds.blob_limit))
+
+
 def check_bounds(
     layout: Layout, numbers: Sequence[int], bases: Sequence[Manifest], bounds: Bounds
 ) -> None:
@@ -135,9 +139,9 @@ def check_bounds(
     there = {blob for base in bases for blob in base.blobs}
     assert set(layout.leaned) <= there
     assert len(set(layout.leaned)) == len(layout.leaned)
-    assert len(layout.leaned) <= max(bounds.blobs, bounds.blobs * size / (4 * bounds.blob_limit))
+    assert len(layout.leaned) <= in_proportion(bounds.blobs, size, bounds)
     leaned = [part for part in layout.segments if part.blob < len(layout.leaned)]
-    most_ranges = bounds.ranges * -(-size // bounds.blob_limit)
+    most_ranges = in_proportion(bounds.ranges, size, bounds)
     assert len(leaned) + _repetitions(layout) <= most_ranges
     # Ranges and repetitions, what is fresh between them, and where one fresh blob follows another.
     assert len(layout.segments) <= 2 * most_ranges + 1 + len(layout.fresh)
@@ -364,13 +368,13 @@ def test_a_long_range_of_a_useless_blob_takes_no_place_of_a_useful_one() -> None
 
 
 def test_repetitions_take_what_is_left_of_the_ranges() -> None:
-    bounds = replace(BOUNDLESS, blob_limit=480, ranges=4)
+    bounds = replace(BOUNDLESS, blob_limit=480, ranges=18)
     shelf = Shelf()
     base = shelf.put(range(16, 0, -1), [], bounds)[1]
     numbers = [number for at in range(1, 17) for number in (at, 1000 + at)] + [0] * 70
     layout, _ = shelf.put(numbers, [base], bounds)
     check_bounds(layout, numbers, [base], bounds)
-    most = 4 * -(-len(joined(numbers)) // 480)
+    most = int(in_proportion(18, len(joined(numbers)), bounds))
     leaned = sum(part.blob < len(layout.leaned) for part in layout.segments)
     assert leaned == 16 < most
     assert leaned + _repetitions(layout) == most
@@ -409,7 +413,7 @@ def test_long_repetitions_are_stored_once() -> None:
     zeros = ChunkTable(array("I", [MIB] * 1000), blake3(bytes(MIB)).digest() * 1000)
     layout = lay_out(zeros, bases=[])
     assert layout.fresh_size == 2 * MIB
-    assert len(layout.segments) <= 1000 * MIB / (BOUNDS.blob_limit / BOUNDS.ranges)
+    assert len(layout.segments) <= in_proportion(BOUNDS.ranges, 1000 * MIB, BOUNDS)
 
 
 # Downloads
@@ -549,8 +553,15 @@ def test_the_next_checkpoint_costs_what_is_new(places: int, most: float, segment
 
 def test_many_small_changes_tear_nothing_beyond_the_bounds() -> None:
     steps = list(chain(64, steps=12, seed=1))
-    assert max(step.segments for step in steps) <= 2 * 4 * BOUNDS.ranges
+    assert max(step.segments for step in steps) <= 2 * BOUNDS.ranges
     assert ratio(steps[1:]) < 5
+
+
+@pytest.mark.parametrize(("size", "most"), [(64, 1.4), (128, 1.2)])
+def test_what_is_smaller_may_have_as_many_ranges(size: int, most: float) -> None:
+    """With a bound in proportion to the size, ten steps of 64 MiB stored 1.66 times what is new."""
+    for seed in (1, 2, 3):
+        assert ratio(list(chain(13, steps=10, seed=seed, size=size * MIB))) <= most
 
 
 @pytest.mark.parametrize(("start", "by"), [(2 * MIB, MIB), (2 * MIB, 2**18), (100 * MIB, 3 * MIB)])
