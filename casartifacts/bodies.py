@@ -16,7 +16,8 @@ import tempfile
 import threading
 from typing import TYPE_CHECKING, BinaryIO
 
-from casartifacts.digest import BUFFER_SIZE, Hasher
+from casartifacts.buffers import BUFFER_SIZE
+from casartifacts.digest import Hasher
 from casartifacts.errors import ContentChanged
 
 if TYPE_CHECKING:

@@ -30,6 +30,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from casartifacts.buffers import BUFFER_SIZE
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -44,7 +46,6 @@ __all__ = ["main"]
 _INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 _NOBODY_READS = 141  # 128 + SIGPIPE
 
-_BUFFER_SIZE = 2**20
 _KIB = 1024
 
 _F = TypeVar("_F", bound="Callable[..., object]")
@@ -337,7 +338,7 @@ def download(
     with settings.trying(artifact_id):
         if target == "-":
             with contextlib.closing(store.open_reader(artifact_id)) as reader:
-                while piece := reader.read(_BUFFER_SIZE):
+                while piece := reader.read(BUFFER_SIZE):
                     _put(piece)
             return
         if target is None or target.endswith(("/", os.sep)) or Path(target).is_dir():
@@ -576,7 +577,7 @@ def _readable(name: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="casartifacts-") as folder:
         path = Path(folder) / "standard input"
         with path.open("wb") as file:
-            shutil.copyfileobj(sys.stdin.buffer, file, _BUFFER_SIZE)
+            shutil.copyfileobj(sys.stdin.buffer, file, BUFFER_SIZE)
         yield str(path)
 
 

@@ -13,7 +13,6 @@ from blake3 import blake3
 from xxhash import xxh3_64_intdigest
 
 __all__ = [
-    "BUFFER_SIZE",
     "DIGEST_PATTERN",
     "DIGEST_SIZE",
     "Hasher",
@@ -21,9 +20,6 @@ __all__ = [
     "fingerprint",
     "is_digest",
 ]
-
-# The best buffer is 256 KiB-4 MiB; updates of this size release the GIL.
-BUFFER_SIZE = 2**20
 
 DIGEST_SIZE = 32
 """The bytes of a digest in binary form."""

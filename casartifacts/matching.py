@@ -231,7 +231,9 @@ def lay_out(
     ranges = _guarded(_joined(_ranges(runs, bases)), size, bounds)
     leaned = {blob: place for place, blob in enumerate(dict.fromkeys(it.blob for it in ranges))}
     packer = _Packer(
-        bounds, number=len(leaned), repetitions=_in_proportion(bounds.ranges, size, bounds) - len(ranges)
+        bounds,
+        number=len(leaned),
+        repetitions=_in_proportion(bounds.ranges, size, bounds) - len(ranges),
     )
     parts: list[_Part] = []
     done = 0

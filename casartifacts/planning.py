@@ -18,6 +18,7 @@ from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Protocol
 
+from casartifacts.buffers import new_buffer
 from casartifacts.digest import Hasher, fingerprint
 from casartifacts.errors import ContentChanged
 from casartifacts.manifest import BLOB_LIMIT
@@ -102,7 +103,7 @@ class Plan:
         writing: Beside[object] = Beside()
         size = max(_WINDOW_SIZE, *self._cuts.chunks.lengths)
         # Two in turn: while one is hashed and written, the other is filled.
-        buffers = [memoryview(bytearray(size)) for _ in range(2)] if self._layout.fresh else []
+        buffers = [new_buffer(size) for _ in range(2)] if self._layout.fresh else []
         with hashing, writing:
             for stretches in self._layout.fresh:
                 hasher = Hasher()

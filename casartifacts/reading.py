@@ -20,7 +20,8 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeVar
 
 from casartifacts import errors, files, names
-from casartifacts.digest import BUFFER_SIZE, Hasher, digest_of
+from casartifacts.buffers import BUFFER_SIZE, new_buffer
+from casartifacts.digest import Hasher, digest_of
 from casartifacts.errors import CorruptArtifact
 from casartifacts.manifest import Manifest
 from casartifacts.matching import Found, found
@@ -190,7 +191,7 @@ def _take(manifest: Manifest, target: Target, near: Near, has: bytearray) -> Non
     """Copy the chunks that are near by and right, and note which."""
     runs = iter(near.runs(manifest.chunks))
     run = next(runs, None)
-    buffer = memoryview(bytearray(max(manifest.chunks.lengths)))
+    buffer = new_buffer(max(manifest.chunks.lengths))
     offset = 0
     for chunk, length in enumerate(manifest.chunks.lengths):
         while run is not None and run.offset + run.length < offset + length:
@@ -234,7 +235,7 @@ def _streamed(
     def stream(piece: _Piece) -> _Piece:
         if piece.is_here:
             return piece
-        buffer = memoryview(bytearray(BUFFER_SIZE))
+        buffer = new_buffer(BUFFER_SIZE)
         for part in pieces.parts(piece):
             with part.open() as reader:
                 at = 0
@@ -245,7 +246,7 @@ def _streamed(
                     at += len(view)
         return piece
 
-    buffer = memoryview(bytearray(BUFFER_SIZE))
+    buffer = new_buffer(BUFFER_SIZE)
     for piece in in_order(stream, pieces):
         at, end = piece.offset, piece.offset + piece.length
         while at < end and (count := target.read_at(buffer[: end - at], at)):
@@ -368,7 +369,7 @@ class _Pieces:
         size = self._least + max(self._manifest.chunks.lengths)
         free: SimpleQueue[memoryview] = SimpleQueue()
         for _ in range(self._ahead + 1):
-            free.put(memoryview(bytearray(size)))
+            free.put(new_buffer(size))
 
         def fetch(piece: _Piece) -> tuple[memoryview, int]:
             buffer = free.get_nowait()

@@ -10,9 +10,10 @@ from array import array
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+from casartifacts.buffers import BUFFER_SIZE, new_buffer
 from casartifacts.chunking import Cutter
 from casartifacts.cutpoints import cut_points
-from casartifacts.digest import BUFFER_SIZE, Hasher, fingerprint
+from casartifacts.digest import Hasher, fingerprint
 from casartifacts.manifest import ChunkTable
 from casartifacts.parallel import Beside
 
@@ -56,7 +57,7 @@ def read(source: Source, *, small_limit: int) -> Scan:
     head = bytearray()
     size = 0
     hashing: Beside[object] = Beside()
-    buffers = [memoryview(bytearray(_FIRST_SIZE))]
+    buffers = [new_buffer(_FIRST_SIZE)]
     with hashing:
         while count := source.read_into(buffers[0], size):
             piece = buffers[0][:count]
@@ -71,7 +72,7 @@ def read(source: Source, *, small_limit: int) -> Scan:
                 buffers.reverse()
             if len(buffers) == 1 and count == _FIRST_SIZE:
                 # Two in turn: while one is hashed, the other is filled.
-                buffers = [memoryview(bytearray(BUFFER_SIZE)) for _ in range(2)]
+                buffers = [new_buffer(BUFFER_SIZE) for _ in range(2)]
         hashing.end()
     return Scan(hasher.hexdigest(), size, bytes(head) if size <= small_limit else None)
 
@@ -106,7 +107,7 @@ def cut(source: Source, *, size: int, chunker: ChunkerParameters) -> Scan:
     parts: Beside[object] = Beside()
     window_size = max(min(_WINDOW_SIZE, size + 1), 2 * chunker.maximum)
     # Two in turn: while one is hashed, the other is filled.
-    buffers = [memoryview(bytearray(window_size)) for _ in range(2)]
+    buffers = [new_buffer(window_size) for _ in range(2)]
     rest = memoryview(b"")
     done = 0
     is_last = False
@@ -142,7 +143,7 @@ def agrees(source: Source, chunks: ChunkTable) -> bool:
     offset = 0
     for index, length in enumerate(chunks.lengths):
         if index in wanted:
-            found = memoryview(bytearray(length))
+            found = new_buffer(length)
             count = source.read_into(found, offset)
             if count < length or Hasher(found).digest() != chunks[index][1]:
                 return False

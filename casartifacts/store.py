@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, BinaryIO, TypedDict
 
 from casartifacts import errors, files, names, reading
 from casartifacts.bodies import take
-from casartifacts.digest import BUFFER_SIZE, digest_of, is_digest
+from casartifacts.buffers import BUFFER_SIZE
+from casartifacts.digest import digest_of, is_digest
 from casartifacts.errors import CorruptArtifact, StoreMismatch
 from casartifacts.knowledge import Knowledge
 from casartifacts.parallel import in_order

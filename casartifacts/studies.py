@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ParamSpec, TypeGuard, TypeVar, cast
 
 from casartifacts import errors, files, names
+from casartifacts.buffers import BUFFER_SIZE
 from casartifacts.digest import digest_of
 from casartifacts.progress import Counted, reporting
 
@@ -240,7 +241,7 @@ def download_artifact(
             contextlib.closing(artifact_store.open_reader(artifact_id)) as reader,
         ):
             done = 0
-            while piece := reader.read(files.BUFFER_SIZE):
+            while piece := reader.read(BUFFER_SIZE):
                 done += files.write(target, piece)
                 if report is not None:
                     report(done, 0)
@@ -604,7 +605,7 @@ def _write(
         artifact_store.write(artifact_id, body)
         return
     counted = Counted(body, report=report, total=os.fstat(body.fileno()).st_size)
-    artifact_store.write(artifact_id, io.BufferedReader(counted, files.BUFFER_SIZE))
+    artifact_store.write(artifact_id, io.BufferedReader(counted, BUFFER_SIZE))
 
 
 def _add(

@@ -59,7 +59,7 @@ FLOORS = [
     {"backends.streaming"},
     {"bodies", "files", "knowledge", "latest", "matching", "parallel", "progress"},
     {"manifest", "names", "records"},
-    {"backends", "chunking", "cutpoints", "digest"},
+    {"backends", "buffers", "chunking", "cutpoints", "digest"},
     # The conformance kit stands beside the house: it knows the contracts and nothing else.
     {"testing"},
     {"testing.kit"},
@@ -95,7 +95,7 @@ LOADED_LATE = {"boto3", "botocore", "google", "optuna", "pyfastcdc", "sqlalchemy
 
 # Bytes in, values out: a clock, a disk, a network, a log or chance is not for them. What they may
 # import of the standard library is all that they need today.
-PURE = {"chunking", "cutpoints", "digest", "manifest", "matching", "names", "records"}
+PURE = {"buffers", "chunking", "cutpoints", "digest", "manifest", "matching", "names", "records"}
 HARMLESS = {
     "array",
     "bisect",

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casartifacts import files
+from casartifacts.buffers import BUFFER_SIZE
 
 if TYPE_CHECKING:
     import io
@@ -35,7 +36,7 @@ def listing(folder: Path) -> list[str]:
 
 
 @pytest.mark.usefixtures("copying")
-@pytest.mark.parametrize("size", [0, 1, files.BUFFER_SIZE, 3 * files.BUFFER_SIZE + 1])
+@pytest.mark.parametrize("size", [0, 1, BUFFER_SIZE, 3 * BUFFER_SIZE + 1])
 def test_a_copy_is_whole(size: int, tmp_path: Path) -> None:
     content = os.urandom(size)
     (tmp_path / "source").write_bytes(content)
@@ -49,7 +50,7 @@ def test_a_copy_is_whole(size: int, tmp_path: Path) -> None:
 
 
 def test_a_copy_to_another_file_system_is_whole(small_disk: Path, tmp_path: Path) -> None:
-    content = os.urandom(files.BUFFER_SIZE + 1)
+    content = os.urandom(BUFFER_SIZE + 1)
     (tmp_path / "source").write_bytes(content)
     copy = small_disk / "copy"
     with (tmp_path / "source").open("rb") as source, copy.open("xb", buffering=0) as target:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from casartifacts import errors, files
+from casartifacts.buffers import BUFFER_SIZE
 from casartifacts.protocols import Entry
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ class FileSystemArtifactStore:
     @contextlib.contextmanager
     def _drafted(self, content_body: BinaryIO) -> Iterator[Draft]:
         with self.draft() as draft:
-            while piece := content_body.read(files.BUFFER_SIZE):
+            while piece := content_body.read(BUFFER_SIZE):
                 draft.write(piece)
             yield draft
 

@@ -26,6 +26,7 @@ import tempfile
 from typing import TYPE_CHECKING, BinaryIO, NoReturn, cast
 
 from casartifacts import errors, names
+from casartifacts.buffers import BUFFER_SIZE
 from casartifacts.protocols import Entry
 
 if TYPE_CHECKING:
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     from casartifacts.protocols import ArtifactStore
 
 __all__ = ["ForeignBackend"]
-
-_BUFFER_SIZE = 2**20
 
 # `=` stands for `/`: no name of ours contains it, and files, S3, GCS and shells take it as it is.
 _LOOKS_FLAT = re.compile(rf"=*(?:{'|'.join(map(re.escape, sorted(names.FOLDERS)))})=", re.DOTALL)
@@ -67,7 +66,7 @@ class ForeignBackend:
             raise errors.not_found(artifact_id, self) from error
         if isinstance(reader, io.BufferedReader | io.BytesIO):
             return reader
-        return io.BufferedReader(_Forward(reader), _BUFFER_SIZE)
+        return io.BufferedReader(_Forward(reader), BUFFER_SIZE)
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
         """Read the body to its end, then hand a copy on."""
@@ -96,7 +95,7 @@ class ForeignBackend:
             if reader.seekable():
                 return Entry(name, reader.seek(0, os.SEEK_END), 0.0)
             size = 0
-            while piece := reader.read(_BUFFER_SIZE):
+            while piece := reader.read(BUFFER_SIZE):
                 size += len(piece)
             return Entry(name, size, 0.0)
         return None
@@ -108,7 +107,7 @@ class ForeignBackend:
             if reader.seekable():
                 reader.seek(start)
             else:
-                while start and (passed := len(reader.read(min(start, _BUFFER_SIZE)))):
+                while start and (passed := len(reader.read(min(start, BUFFER_SIZE)))):
                     start -= passed
         except BaseException:
             reader.close()
@@ -162,8 +161,8 @@ def flat_name(name: str) -> str:
 @contextlib.contextmanager
 def _spooled(body: BinaryIO) -> Iterator[tuple[BinaryIO, int]]:
     """Read a body to its end into a file of our own; yields it, at its start, and its size."""
-    with tempfile.SpooledTemporaryFile(max_size=_BUFFER_SIZE) as spool:
-        shutil.copyfileobj(body, spool, _BUFFER_SIZE)
+    with tempfile.SpooledTemporaryFile(max_size=BUFFER_SIZE) as spool:
+        shutil.copyfileobj(body, spool, BUFFER_SIZE)
         size = spool.tell()
         spool.seek(0)
         yield cast("BinaryIO", spool), size

@@ -30,6 +30,7 @@ from casartifacts.backends.streaming import (
     stream_reader,
 )
 from casartifacts.bodies import Range, take
+from casartifacts.buffers import BUFFER_SIZE
 from casartifacts.protocols import Entry
 
 if TYPE_CHECKING:
@@ -40,8 +41,6 @@ __all__ = ["GCSArtifactStore"]
 # Seconds to connect (and to hand on a piece of a body), and to wait for the next bytes of an
 # answer. The library waits 60 for each: ten tries into a black hole would take ten minutes.
 _TIMEOUT = (10, 30)
-
-_BUFFER_SIZE = 2**20
 
 
 class GCSArtifactStore:
@@ -280,7 +279,7 @@ class _Message:
         ).encode()
         tail = f"\r\n--{boundary}--\r\n".encode()
         self._length = len(head) + len(body) + len(tail)
-        self._pieces = chain([head], iter(lambda: body.read(_BUFFER_SIZE), b""), [tail])
+        self._pieces = chain([head], iter(lambda: body.read(BUFFER_SIZE), b""), [tail])
         self._ended = False
 
     def __len__(self) -> int:

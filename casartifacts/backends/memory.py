@@ -15,14 +15,13 @@ import weakref
 from typing import TYPE_CHECKING, BinaryIO
 
 from casartifacts import errors
+from casartifacts.buffers import BUFFER_SIZE
 from casartifacts.protocols import Entry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["MemoryArtifactStore"]
-
-_BUFFER_SIZE = 2**20
 
 
 class MemoryArtifactStore:
@@ -120,6 +119,6 @@ def _find_place(token: str) -> MemoryArtifactStore:
 
 def _read_all(content_body: BinaryIO) -> bytes:
     pieces = []
-    while piece := content_body.read(_BUFFER_SIZE):
+    while piece := content_body.read(BUFFER_SIZE):
         pieces.append(bytes(piece))
     return b"".join(pieces)

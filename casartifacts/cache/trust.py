@@ -19,8 +19,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from casartifacts.buffers import BUFFER_SIZE, new_buffer
 from casartifacts.cache.failures import CacheUnavailable, WrongError
-from casartifacts.digest import BUFFER_SIZE, Hasher
+from casartifacts.digest import Hasher
 from casartifacts.errors import CorruptArtifact
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def verify(
         most: How many bytes it may have.
     """
     hasher = Hasher()
-    buffer = memoryview(bytearray(min(BUFFER_SIZE, os.fstat(file.fileno()).st_size + 1)))
+    buffer = new_buffer(min(BUFFER_SIZE, os.fstat(file.fileno()).st_size + 1))
     size = 0
     try:
         while count := file.readinto(buffer):

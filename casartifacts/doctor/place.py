@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from casartifacts import errors, names, reading
 from casartifacts.backends.filesystem import FileSystemArtifactStore
 from casartifacts.backoff import answer_of
+from casartifacts.buffers import BUFFER_SIZE
 from casartifacts.cache.folder import may_use
 from casartifacts.doctor.disks import disk_of
 from casartifacts.doctor.findings import Finding, amount, classes_of, told, within
@@ -41,8 +42,6 @@ _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND = 401, 403, 404
 
 # What is written to try a store: above 1 MiB, so that it is streamed as blobs are.
 _SIZE = 2**20 + 2**16
-
-_BUFFER_SIZE = 2**20
 
 # S3 refuses requests whose clock is off by 15 minutes.
 _SKEW_SECONDS = 300.0
@@ -161,7 +160,7 @@ class Place:
 
     def read(self, name: str) -> bytes:
         with contextlib.closing(self.backend.open_reader(name)) as reader:
-            return b"".join(iter(lambda: reader.read(_BUFFER_SIZE), b""))
+            return b"".join(iter(lambda: reader.read(BUFFER_SIZE), b""))
 
 
 def store_in(backend: Backend, *, url: str) -> Iterator[Finding]:
