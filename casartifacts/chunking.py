@@ -7,7 +7,7 @@ pure Python fallback of pyfastcdc makes 10 MiB/s.
 
 Rule 1: pure; bytes in, lengths out. Files, threads and digests are somebody else's.
 Rule 2: where a chunk ends depends on its own bytes and the next cut point alone, not on how the
-content was handed in.
+content was handed in. One that is found again on a trail ends where it ended before.
 Rule 3: a change of the parameters costs sharing with older contents, never a byte: every manifest
 carries its own table.
 """
@@ -18,12 +18,12 @@ import logging
 import warnings
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["ChunkerParameters", "Cutter", "is_compiled"]
+__all__ = ["ChunkerParameters", "Cutter", "Trail", "is_compiled"]
 
 _logger = logging.getLogger(__name__)
 
@@ -55,16 +55,33 @@ class ChunkerParameters:
     normalization: int = 1
 
 
+class Trail(Protocol):
+    """Is shown each chunk of a content in order, and may know where the next ones end."""
+
+    def go_on(self, rest: memoryview) -> list[int]:
+        """Return the lengths of the chunks that are known to begin these bytes, perhaps none."""
+
+    def note(self, chunk: memoryview) -> bool:
+        """Take a chunk that was cut; returns whether it is time to ask how it goes on."""
+
+    def undo(self) -> None:
+        """Take back the chunk that came last: it ends elsewhere."""
+
+
 class Cutter:
     """Cuts one content that is handed in window by window.
 
     Args:
         parameters: How to cut; a window that is not the last must be longer than its `maximum`.
+        trail: Is shown the chunks, and asked for those that it knows.
         points: Offsets in the content, in order, at each of which a chunk ends.
     """
 
-    def __init__(self, parameters: ChunkerParameters, points: Sequence[int] = ()) -> None:
+    def __init__(
+        self, parameters: ChunkerParameters, trail: Trail, points: Sequence[int] = ()
+    ) -> None:
         self._lengths = _fastcdc(parameters) or _fixed(parameters)
+        self._trail = trail
         self._points = points
         self._next = 0  # the index of the first point that is still ahead
         self._offset = 0  # where in the content the next window begins
@@ -79,15 +96,31 @@ class Cutter:
         begin, window_end = self._offset, self._offset + len(window)
         while self._next < len(self._points) and self._points[self._next] <= window_end:
             end = self._points[self._next]
-            lengths += self._lengths(window[begin - self._offset : end - self._offset])
+            lengths += self._cut(window[begin - self._offset : end - self._offset])
             begin = end
             self._next += 1
         rest = window[begin - self._offset :]
         if rest:
-            lengths += self._lengths(rest)
+            lengths += self._cut(rest)
             if not is_last:
                 lengths.pop()  # it ends where the window ends, which says nothing
+                self._trail.undo()
         self._offset += sum(lengths)
+        return lengths
+
+    def _cut(self, piece: memoryview) -> list[int]:
+        """Cut all of a piece."""
+        lengths: list[int] = []
+        at = 0
+        while at < len(piece):
+            lengths += (known := self._trail.go_on(piece[at:]))
+            at += sum(known)
+            rest = piece[at:]
+            for length in self._lengths(rest) if rest else ():
+                lengths.append(length)
+                at += length
+                if self._trail.note(piece[at - length : at]):
+                    break
         return lengths
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from casartifacts.bodies import Source
     from casartifacts.manifest import ChunkTable, Manifest
-    from casartifacts.scanning import Cuts
+    from casartifacts.trail import Cuts
 
 __all__ = ["NewBlob", "Plan", "Sink", "plan"]
 
@@ -144,7 +144,7 @@ class Plan:
             filled += count
         for chunk in range(first, last):
             begin, end = (at - offset for at in self._offsets[chunk : chunk + 2])
-            if fingerprint(window[begin:end]) != self._cuts.fingerprints[chunk]:
+            if fingerprint(window[begin:end]) != self._cuts.fingerprint(chunk):
                 raise _changed(f"other bytes at {offset + begin} to {offset + end}")
         return window
 

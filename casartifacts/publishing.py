@@ -27,7 +27,7 @@ from casartifacts.protocols import Drafting
 from casartifacts.sharing import Sharing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from casartifacts.bodies import Source
     from casartifacts.knowledge import Knowledge
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from casartifacts.progress import Report
     from casartifacts.protocols import Backend, Draft
     from casartifacts.records import StoreRecord
-    from casartifacts.scanning import Cuts
+    from casartifacts.scanning import Scan
+    from casartifacts.trail import Cuts
 
 __all__ = ["Publishing", "Upload"]
 
@@ -57,6 +58,7 @@ class Upload:
         progress: Report | None,
         *,
         is_new: Callable[[int], bool],
+        known: Sequence[Cuts],
     ) -> None:
         self.source = source
         self.record = record
@@ -65,12 +67,13 @@ class Upload:
         self.manifest: Manifest | None = None  # once it has become live by this upload
         self.relatives: Iterable[str] = ()
         self._progress = progress
+        self._known = known
         self._stamp = source.stamp()
         size = source.known_size()
         limit = record.small_content_limit
         scan = None
         if size is not None and size > limit and is_new(size):
-            scan = scanning.cut(source, size=size, chunker=record.chunker)
+            scan = self._cut(size)
         if scan is None or scan.size <= limit:
             scan = scanning.read(source, small_limit=limit)
         self.digest, self.size, self.small, self._cuts = scan
@@ -83,7 +86,7 @@ class Upload:
             ContentChanged: The source is not what it was in the first reading.
         """
         if self._cuts is None:
-            scan = scanning.cut(self.source, size=self.size, chunker=self.record.chunker)
+            scan = self._cut(self.size)
             if scan.digest != self.digest:
                 raise ContentChanged(
                     "The content changed while it was being uploaded: its first reading gave "
@@ -92,6 +95,10 @@ class Upload:
                 )
             self._cuts = scan.cuts
         return cast("Cuts", self._cuts)
+
+    def _cut(self, size: int) -> Scan:
+        chunker = self.record.chunker
+        return scanning.cut(self.source, size=size, chunker=chunker, known=self._known)
 
     def check_unchanged(self) -> None:
         """Refuse a file that somebody has written to since the upload began."""

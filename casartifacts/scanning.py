@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING, NamedTuple
 from casartifacts.buffers import BUFFER_SIZE, new_buffer
 from casartifacts.chunking import Cutter
 from casartifacts.cutpoints import cut_points
-from casartifacts.digest import Hasher, fingerprint
+from casartifacts.digest import Hasher
 from casartifacts.manifest import ChunkTable
 from casartifacts.parallel import Beside
+from casartifacts.trail import Cuts, Trail
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from casartifacts.bodies import Source
     from casartifacts.chunking import ChunkerParameters
 
-__all__ = ["Cuts", "Scan", "agrees", "cut", "read"]
+__all__ = ["Scan", "agrees", "cut", "read"]
 
 # Most small contents end in the first piece that is read, and making room for a MiB costs more than
 # all the rest of their upload.
@@ -33,13 +36,6 @@ _WINDOW_SIZE = 4 * 2**20
 
 # How many chunks are compared before a file is taken for one that is known.
 _COMPARED = 4
-
-
-class Cuts(NamedTuple):
-    """The chunks of a content, and the fingerprint of each (digest.fingerprint)."""
-
-    chunks: ChunkTable
-    fingerprints: array[int]
 
 
 class Scan(NamedTuple):
@@ -77,7 +73,9 @@ def read(source: Source, *, small_limit: int) -> Scan:
     return Scan(hasher.hexdigest(), size, bytes(head) if size <= small_limit else None)
 
 
-def cut(source: Source, *, size: int, chunker: ChunkerParameters) -> Scan:
+def cut(
+    source: Source, *, size: int, chunker: ChunkerParameters, known: Sequence[Cuts] = ()
+) -> Scan:
     """Read a source for its digest and its chunks.
 
     One thread reads and finds the cuts, one hashes the whole, one hashes the chunks.
@@ -86,20 +84,20 @@ def cut(source: Source, *, size: int, chunker: ChunkerParameters) -> Scan:
         source: What is read.
         size: Its size in bytes, as far as anybody knows.
         chunker: How it is cut.
+        known: Contents that were cut so by this process: where this one is as they are, it is
+            neither cut nor are its chunks hashed.
     """
     points = cut_points(source.read_at, size, least=chunker.minimum)
-    cutter = Cutter(chunker, points)
+    trail = Trail(known)
+    cutter = Cutter(chunker, trail, points)
     content = Hasher()
     lengths: array[int] = array("I")
     digests = bytearray()
-    fingerprints: array[int] = array("Q")
 
-    def hash_chunks(window: memoryview, cuts: list[int]) -> None:
+    def hash_chunks(window: memoryview, cuts: list[int], known: list[bytes | None]) -> None:
         at = 0
-        for length in cuts:
-            chunk = window[at : at + length]
-            digests.extend(Hasher(chunk).digest())
-            fingerprints.append(fingerprint(chunk))
+        for length, digest in zip(cuts, known, strict=True):
+            digests.extend(digest or Hasher(window[at : at + length]).digest())
             at += length
         lengths.extend(cuts)
 
@@ -125,12 +123,12 @@ def cut(source: Source, *, size: int, chunker: ChunkerParameters) -> Scan:
             cuts = cutter.cut(window[:filled], is_last=is_last)
             ready = sum(cuts)
             whole.begin(partial(content.update, window[:ready]))
-            parts.begin(partial(hash_chunks, window, cuts))
+            parts.begin(partial(hash_chunks, window, cuts, trail.digests()))
             rest = window[ready:filled]
             done += ready
         whole.end()
         parts.end()
-    found = Cuts(ChunkTable(lengths, bytes(digests)), fingerprints)
+    found = trail.cuts(ChunkTable(lengths, bytes(digests)))
     return Scan(content.hexdigest(), done, None, found)
 
 

@@ -33,9 +33,11 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from casartifacts.bodies import Source
+    from casartifacts.chunking import ChunkerParameters
     from casartifacts.manifest import ChunkTable
     from casartifacts.matching import Layout
     from casartifacts.protocols import Backend
+    from casartifacts.trail import Cuts
 
 __all__ = ["Sharing"]
 
@@ -103,10 +105,18 @@ class Sharing:
 
     def is_likely_new(self, source: Source, size: int) -> bool:
         """Tell whether a source is none of the contents noted last; False if none were."""
-        known = self._latest.like(None)
+        known = self.noted(None)
         return bool(known) and not any(
             kept.size == size and scanning.agrees(source, kept.chunks) for kept in known
         )
+
+    def known(self, filename: str | None, chunker: ChunkerParameters) -> list[Cuts]:
+        """Return what was cut in this way by this process, what is likeliest to go on first."""
+        return [
+            kept.cuts
+            for kept in self._latest.like(filename)[:_MOST_BASES]
+            if kept.cuts is not None and kept.manifest.chunker == chunker
+        ]
 
     def lay_out(
         self,
@@ -127,7 +137,7 @@ class Sharing:
             relatives: Digests of contents that are listed beside it; asked for only if need be.
         """
         most = sum(chunks.lengths) * _MUCH
-        bases = self._latest.like(filename)[:_MOST_BASES]
+        bases = self.noted(filename)[:_MOST_BASES]
         layout = plan(chunks, bases)
         if layout.fresh_size > most and (found := self._asked(self._read_some, relatives)):
             bases += found
@@ -151,7 +161,9 @@ class Sharing:
             layout = plan(chunks, bases)
         return layout, was_begun
 
-    def tell(self, manifest: Manifest, *, filename: str | None, beside: ExitStack) -> None:
+    def tell(
+        self, manifest: Manifest, cuts: Cuts, *, filename: str | None, beside: ExitStack
+    ) -> None:
         """Let others find a content that has just become live; what begins ends with `beside`."""
         leads = {
             name: self._leads.get(name)
@@ -159,24 +171,24 @@ class Sharing:
         }
         good = {
             kept.digest
-            for kept in self._latest.like(filename)
+            for kept in self.noted(filename)
             if kept.digest in leads.values()
             and _shared(manifest.chunks, kept.chunks) >= _GOOD * manifest.size
         }
-        self.note(manifest, filename=filename)
+        self.note(manifest, filename=filename, cuts=cuts)
         for name, digest in leads.items():
             if digest not in {*good, manifest.digest}:
                 telling: Beside[object] = beside.enter_context(Beside())
                 # If it fails, that costs sharing; the block ends all the same.
                 telling.begin(partial(self._write_hint, name, manifest.digest, replace=True))
 
-    def note(self, manifest: Manifest, *, filename: str | None) -> None:
+    def note(self, manifest: Manifest, *, filename: str | None, cuts: Cuts | None = None) -> None:
         """Take a content for one that the next is likely to share with."""
-        self._latest.add(manifest, filename=filename)
+        self._latest.add(manifest, filename=filename, cuts=cuts)
 
     def noted(self, filename: str | None) -> list[Manifest]:
         """Return the manifests that were noted last, those of the same file name first."""
-        return self._latest.like(filename)
+        return [kept.manifest for kept in self._latest.like(filename)]
 
     def forget(self, digest: str) -> list[str]:
         """Lean no more on a content; returns the digests of its blobs, as far as it can be read."""
@@ -186,7 +198,7 @@ class Sharing:
 
     def _read_some(self, digests: Iterable[str]) -> list[Manifest]:
         """Read the manifests of the first few of these contents."""
-        known = {manifest.digest for manifest in self._latest.like(None)}
+        known = {manifest.digest for manifest in self.noted(None)}
         chosen = list(islice((each for each in digests if each not in known), _MOST_RELATIVES))
         return [found for found in in_order(self.read_manifest, chosen) if found is not None]
 

@@ -138,6 +138,7 @@ class ContentStore:
                 record,
                 progress,
                 is_new=lambda size: self._is_new or sharing.is_likely_new(source, size),
+                known=sharing.known(filename, record.chunker),
             )
             upload.anew = self._publishing.is_doubted(upload.digest)
             upload.filename = filename
@@ -170,7 +171,9 @@ class ContentStore:
                 def keep() -> tuple[bytes, list[str]]:
                     kept = self._publishing.keep(upload)
                     if upload.manifest is not None:
-                        sharing.tell(upload.manifest, filename=filename, beside=beside)
+                        sharing.tell(
+                            upload.manifest, upload.cuts(), filename=filename, beside=beside
+                        )
                     return encoded, [kept]
 
                 self._publishing.send(keep, lambda body: self._publishing.write(name, body))

@@ -21,6 +21,7 @@ from pyfastcdc.py import FastCDC as PurePythonFastCDC
 from casartifacts.backends.filesystem import FileSystemArtifactStore
 from casartifacts.chunking import ChunkerParameters, Cutter
 from casartifacts.store import ContentStore
+from casartifacts.trail import Trail
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -49,7 +50,7 @@ def cut(
     points: Sequence[int] = (),
 ) -> list[int]:
     """Cut a content that is handed in by windows of these sizes, the last again and again."""
-    cutter = Cutter(parameters, points)
+    cutter = Cutter(parameters, Trail(), points)
     sizes = iter(windows)
     lengths: list[int] = []
     at, size = 0, len(whole)
@@ -152,7 +153,7 @@ def test_a_window_decides_something_unless_it_is_the_last(
 ) -> None:
     """What is handed in again is never all of it: the loop around a cutter comes to its end."""
     whole, points = given_
-    cutter = Cutter(SMALL, points)
+    cutter = Cutter(SMALL, Trail(), points)
     at = 0
     while at + window < len(whole):
         lengths = cutter.cut(memoryview(whole)[at : at + window], is_last=False)
@@ -192,9 +193,10 @@ import sys
 from casartifacts.backends.filesystem import FileSystemArtifactStore
 from casartifacts.chunking import ChunkerParameters, Cutter
 from casartifacts.store import ContentStore
+from casartifacts.trail import Trail
 
 for size in (1_000_000, 0):
-    print(Cutter(ChunkerParameters()).cut(memoryview(bytes(size)), is_last=True))
+    print(Cutter(ChunkerParameters(), Trail()).cut(memoryview(bytes(size)), is_last=True))
 with open(sys.argv[2], "rb") as file:
     ContentStore(FileSystemArtifactStore(sys.argv[1])).write("fixed", file)
 """

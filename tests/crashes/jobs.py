@@ -23,6 +23,7 @@ from unittest import mock
 import casartifacts
 from casartifacts import ArtifactCache, ContentStore, FileSystemArtifactStore, chunking, planning
 from casartifacts.digest import digest_of
+from casartifacts.trail import Trail
 from crashes import tracer
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ def _warm_up() -> None:
 
     Small contents only: large ones start threads, which a process that forks should not have.
     """
-    chunking.Cutter(chunking.ChunkerParameters())
+    chunking.Cutter(chunking.ChunkerParameters(), Trail())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _begin_study(folder)

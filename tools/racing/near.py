@@ -20,7 +20,9 @@ from unittest import mock
 from series.tables import synthetic
 
 from casartifacts import planning, scanning
+from casartifacts.digest import FINGERPRINT_SIZE
 from casartifacts.manifest import ChunkTable
+from casartifacts.trail import Cuts
 from racing.jobs import own_store
 from racing.rows import MIB, Bound, Place, Skipped, row
 
@@ -149,7 +151,7 @@ def _read_only(source: Source, *, size: int, **_: object) -> scanning.Scan:
     lengths = [min(_UNCUT, size - at) for at in range(0, size, _UNCUT)]
     digests = b"".join(b"%032d" % number for number in range(len(lengths)))
     chunks = ChunkTable(array("I", lengths), digests)
-    return found._replace(cuts=scanning.Cuts(chunks, array("Q", bytes(8 * len(lengths)))))
+    return found._replace(cuts=Cuts(chunks, bytes(FINGERPRINT_SIZE * len(lengths))))
 
 
 def _read_unverified(self: planning.Plan, buffer: memoryview, first: int, last: int) -> memoryview:

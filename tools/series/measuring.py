@@ -11,6 +11,7 @@ from blake3 import blake3
 
 from casartifacts.chunking import ChunkerParameters, Cutter
 from casartifacts.cutpoints import cut_points
+from casartifacts.trail import Trail
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,7 +71,7 @@ class Tally:
                 len(content),
                 least=int(least) * _KIB,
             )
-        return Cutter(parameters, points).cut(content, is_last=True)
+        return Cutter(parameters, Trail(), points).cut(content, is_last=True)
 
 
 def measure(series: Series, ways: Sequence[str], *, scale: float) -> list[Tally]:
