@@ -7,7 +7,9 @@ they are sent beside it.
 Rule 1: the chunks of the first reading are the truth. A source that has others now, by their
 fingerprints, is refused, and no manifest is made.
 Rule 2: a blob ends where a chunk ends, so that no chunk lies in two blobs.
-Rule 3: what is hashed is what is written: the same bytes in the same buffer.
+Rule 3: what is hashed is what is written: the same bytes in the same buffer. Only a blob that is
+all of the content is not hashed again, since its digest is the content's; the first rule holds for
+what is written of it, and who sends it compares the digest.
 """
 
 from __future__ import annotations
@@ -78,15 +80,23 @@ class Plan:
 
     Args:
         source: The content.
+        digest: Its digest, as it was read.
         cuts: Its chunks, as they were read.
         layout: How it is put together.
         sink: Takes the blobs in the same pass; None if they are sent by whoever iterates.
     """
 
     def __init__(
-        self, source: Source, *, cuts: Cuts, layout: Layout, sink: Sink | None = None
+        self,
+        source: Source,
+        *,
+        digest: str,
+        cuts: Cuts,
+        layout: Layout,
+        sink: Sink | None = None,
     ) -> None:
         self._source = source
+        self._digest = digest
         self._sink = sink
         self._cuts = cuts
         self._layout = layout
@@ -106,17 +116,21 @@ class Plan:
         buffers = [new_buffer(size) for _ in range(2)] if self._layout.fresh else []
         with hashing, writing:
             for stretches in self._layout.fresh:
-                hasher = Hasher()
-                for first, last in self._windows(stretches, size):
-                    buffers.reverse()
-                    window = self._read(buffers[0], first, last)
-                    hashing.begin(partial(hasher.update, window))
-                    if self._sink is not None:
-                        writing.begin(partial(self._sink.write, window))
-                hashing.end()
-                writing.end()
                 length = sum(stretch.length for stretch in stretches)
-                blob = NewBlob(stretches, length, hasher.hexdigest())
+                is_all = length == self._offsets[-1]
+                hasher = Hasher()
+                if not is_all or self._sink is not None:
+                    for first, last in self._windows(stretches, size):
+                        buffers.reverse()
+                        window = self._read(buffers[0], first, last)
+                        if not is_all:
+                            hashing.begin(partial(hasher.update, window))
+                        if self._sink is not None:
+                            writing.begin(partial(self._sink.write, window))
+                    hashing.end()
+                    writing.end()
+                digest = self._digest if is_all else hasher.hexdigest()
+                blob = NewBlob(stretches, length, digest)
                 if self._sink is not None:
                     self._sink.end(blob)
                 yield blob

@@ -224,7 +224,7 @@ class Publishing:
             if isinstance(backend, Drafting):
                 publish = partial(self._publish_draft, anew=upload.anew)
                 sink = ending.enter_context(_Drafts(backend, publish))
-            blobs = Plan(upload.source, cuts=cuts, layout=layout, sink=sink)
+            blobs = Plan(upload.source, digest=upload.digest, cuts=cuts, layout=layout, sink=sink)
             for blob in blobs if sink is not None else self._sent(blobs, upload, asks=was_begun):
                 fresh.append(blob.digest)
                 done += blob.length

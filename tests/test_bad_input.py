@@ -19,6 +19,7 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 
 from casartifacts import names
 from casartifacts.backends.filesystem import FileSystemArtifactStore
+from casartifacts.backends.memory import MemoryArtifactStore
 from casartifacts.digest import digest_of
 from casartifacts.errors import ContentChanged, StoreMismatch
 from casartifacts.records import StoreRecord
@@ -417,6 +418,40 @@ def test_a_stream_that_gives_other_bytes_the_second_time_is_refused(
 
     with nothing_happens(store), pytest.raises(ContentChanged, match="Nothing was published"):
         store.write(ID, Shifting(LARGE))
+
+
+@pytest.mark.parametrize("place", [FileSystemArtifactStore, lambda _: MemoryArtifactStore()])
+def test_a_content_of_one_blob_that_changes_between_readings_is_refused(
+    place: Callable[[Path], Backend], tmp_path: Path
+) -> None:
+    """Whichever of its readings gives other bytes; where there are none left, all is well."""
+    size = 3 * 2**20
+    refused = []
+    for changed in range(2, 9):
+
+        class Shifting(io.BytesIO):
+            readings = 0
+
+            def read(self, size: int | None = -1, /) -> bytes:
+                self.readings += self.tell() == 0
+                if self.readings == changed:  # noqa: B023 -- used in this turn only
+                    self.readings += 100
+                    self.getbuffer()[40_000] ^= 1
+                return super().read(size)
+
+        store = ContentStore(place(tmp_path / str(changed)))
+        body = os.urandom(size)
+        store.write("before", io.BytesIO(os.urandom(size)))
+        try:
+            store.write(ID, Shifting(body))
+        except ContentChanged:
+            refused.append(changed)
+            with pytest.raises(ArtifactNotFound):
+                store.open_reader(ID)
+        else:
+            assert get(store, ID) == body
+    assert refused == [*range(2, 2 + len(refused))]
+    assert refused
 
 
 # Targets
