@@ -6,8 +6,8 @@ table of the authors' reference code. Where its compiled wheel is missing, fixed
 pure Python fallback of pyfastcdc makes 10 MiB/s.
 
 Rule 1: pure; bytes in, lengths out. Files, threads and digests are somebody else's.
-Rule 2: where a chunk ends depends on its own bytes and the next cut point alone, not on how the
-content was handed in. One that is found again on a trail ends where it ended before.
+Rule 2: where a chunk ends depends on its own bytes, the one or two after it, and the next cut point
+alone, not on how the content was handed in. One that is found again on a trail ends where it did.
 Rule 3: a change of the parameters costs sharing with older contents, never a byte: every manifest
 carries its own table.
 """

@@ -8,7 +8,6 @@ Rule 2: bytes in, digest out; no file is opened here.
 from __future__ import annotations
 
 import re
-import secrets
 
 from blake3 import blake3
 from xxhash import xxh3_128_digest
@@ -29,8 +28,6 @@ DIGEST_SIZE = 32
 FINGERPRINT_SIZE = 16
 """The bytes of a fingerprint."""
 
-_SEED = secrets.randbits(64)
-
 DIGEST_PATTERN = re.compile(r"[0-9a-f]{64}")
 
 Hasher = blake3
@@ -38,13 +35,13 @@ Hasher = blake3
 
 
 def fingerprint(piece: memoryview) -> bytes:
-    """Return 128 bits that tell whether bytes are the same as others that this process has read.
+    """Return 128 bits that tell whether bytes are likely the same as others that were read here.
 
-    XXH3, in a quarter of the time of a digest. Bytes that differ agree by accident once in 2^128;
-    who makes some that do would have to know the seed, which is drawn anew by every process. So it
-    is never stored.
+    XXH3, in a quarter of the time of a digest. It is no proof: bytes that agree are easily made,
+    also for a seed that nobody knows (all of it comes from sums of products of 32-bit halves). So
+    it is never stored, and no digest is taken from it.
     """
-    return xxh3_128_digest(piece, _SEED)
+    return xxh3_128_digest(piece)
 
 
 def digest_of(content: bytes | bytearray | memoryview) -> str:

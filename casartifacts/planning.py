@@ -7,9 +7,8 @@ they are sent beside it.
 Rule 1: the chunks of the first reading are the truth. A source that has others now, by their
 fingerprints, is refused, and no manifest is made.
 Rule 2: a blob ends where a chunk ends, so that no chunk lies in two blobs.
-Rule 3: what is hashed is what is written: the same bytes in the same buffer. Only a blob that is
-all of the content is not hashed again, since its digest is the content's; the first rule holds for
-what is written of it, and who sends it compares the digest.
+Rule 3: what is hashed is what is written: the same bytes in the same buffer. Where nothing is
+written here, a blob that is all of the content has its digest already: who sends it compares it.
 """
 
 from __future__ import annotations
@@ -118,19 +117,21 @@ class Plan:
             for stretches in self._layout.fresh:
                 length = sum(stretch.length for stretch in stretches)
                 is_all = length == self._offsets[-1]
+                if is_all and self._sink is None:
+                    yield NewBlob(stretches, length, self._digest)
+                    continue
                 hasher = Hasher()
-                if not is_all or self._sink is not None:
-                    for first, last in self._windows(stretches, size):
-                        buffers.reverse()
-                        window = self._read(buffers[0], first, last)
-                        if not is_all:
-                            hashing.begin(partial(hasher.update, window))
-                        if self._sink is not None:
-                            writing.begin(partial(self._sink.write, window))
-                    hashing.end()
-                    writing.end()
-                digest = self._digest if is_all else hasher.hexdigest()
-                blob = NewBlob(stretches, length, digest)
+                for first, last in self._windows(stretches, size):
+                    buffers.reverse()
+                    window = self._read(buffers[0], first, last)
+                    hashing.begin(partial(hasher.update, window))
+                    if self._sink is not None:
+                        writing.begin(partial(self._sink.write, window))
+                hashing.end()
+                writing.end()
+                blob = NewBlob(stretches, length, hasher.hexdigest())
+                if is_all and blob.digest != self._digest:
+                    raise _changed(f"the digest {blob.digest}")
                 if self._sink is not None:
                     self._sink.end(blob)
                 yield blob

@@ -84,8 +84,8 @@ def cut(
         source: What is read.
         size: Its size in bytes, as far as anybody knows.
         chunker: How it is cut.
-        known: Contents that were cut so by this process: where this one is as they are, it is
-            neither cut nor are its chunks hashed.
+        known: Contents that were cut so by this process: where this one is as they are, the ends
+            of its chunks are not looked for.
     """
     points = cut_points(source.read_at, size, least=chunker.minimum)
     trail = Trail(known)
@@ -94,10 +94,10 @@ def cut(
     lengths: array[int] = array("I")
     digests = bytearray()
 
-    def hash_chunks(window: memoryview, cuts: list[int], known: list[bytes | None]) -> None:
+    def hash_chunks(window: memoryview, cuts: list[int]) -> None:
         at = 0
-        for length, digest in zip(cuts, known, strict=True):
-            digests.extend(digest or Hasher(window[at : at + length]).digest())
+        for length in cuts:
+            digests.extend(Hasher(window[at : at + length]).digest())
             at += length
         lengths.extend(cuts)
 
@@ -123,7 +123,7 @@ def cut(
             cuts = cutter.cut(window[:filled], is_last=is_last)
             ready = sum(cuts)
             whole.begin(partial(content.update, window[:ready]))
-            parts.begin(partial(hash_chunks, window, cuts, trail.digests()))
+            parts.begin(partial(hash_chunks, window, cuts))
             rest = window[ready:filled]
             done += ready
         whole.end()

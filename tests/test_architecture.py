@@ -122,7 +122,6 @@ HARMLESS = {
 EXCUSED = {
     "chunking": {"logging", "warnings"},  # says once that the compiled chunker is missing
     "cutpoints": {"struct"},
-    "digest": {"secrets"},  # a seed for fingerprints
     "names": {"secrets"},  # a fresh id needs 128 random bits
 }
 

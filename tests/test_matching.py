@@ -37,7 +37,7 @@ CHUNKER = ChunkerParameters()
 
 # Nothing is too little to be shared.
 BOUNDLESS = Bounds(
-    blob_limit=300, ranges=300, blobs=10**6, shortest=1, least_of_blob=0, least_of_content=0
+    blob_limit=300, ranges=1200, blobs=10**6, shortest=1, least_of_blob=0, least_of_content=0
 )
 
 
