@@ -22,9 +22,13 @@ import time
 import weakref
 import zlib
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 from casartifacts.cache import folder as places
 from casartifacts.cache.trust import is_own
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["Counters", "Counting", "drop_broken", "totals"]
 
@@ -122,8 +126,10 @@ class _Ledger:
         self._descriptor = -1
         self.begin_anew()
 
-    def __del__(self) -> None:
-        self.close()
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        # At the end of the interpreter nothing else of this module may be there any more.
+        if self._descriptor >= 0:
+            close(self._descriptor)
 
     def begin_anew(self) -> None:
         """Count from zero, in another file, whoever held the lock."""
