@@ -46,6 +46,6 @@ def test_requests_are_counted_beside_optunas_and_a_server_that_is_not_there_is_a
     assert counted["1 KiB down"] == (2, 2)
     new = found["gcs requests, new file"]
     assert 0 < new["ours"]["more"] < 2**16
-    assert new["ours"]["late_seconds"] > new["ours"]["seconds"]
+    assert new["ours"]["late_seconds"] >= 3 * 0.03  # manifest, blob and ref, one after the other
     assert all(row["ok"] for row in found.values() if "skipped" not in row)
     assert not list(tmp_path.iterdir())

@@ -817,7 +817,7 @@ def test_a_database_that_stays_locked_is_waited_for_once_a_minute(
         for number in range(20):
             assert not keep(cache, b"%d" % number)
             cache.remember(f"name {number}", "value")
-        assert 0.4 < time.monotonic() - begun < 3
+        assert 0.4 < time.monotonic() - begun < 10  # 20 if each had waited
         assert read(cache, DIGEST) == BODY
     assert len(caplog.records) == 1
     monkeypatch.setattr(failures, "_PAUSE_SECONDS", 0)
@@ -1340,6 +1340,9 @@ def test_processes_start_together_on_an_empty_folder(folder: Path) -> None:
         "from casartifacts.cache import ArtifactCache\n"
         "from casartifacts.digest import digest_of\n"
         "logging.raiseExceptions = True\n"
+        "from casartifacts.cache import database, listing, table\n"
+        "for module in (database, listing, table):\n"
+        "    module.BUSY_SECONDS = 60  # a machine that stalls is not what is tried here\n"
         "body = sys.argv[2].encode()\n"
         "cache = ArtifactCache(sys.argv[1])\n"
         "print('ready', flush=True)\n"

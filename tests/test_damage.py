@@ -222,8 +222,11 @@ def test_no_wrong_byte_while_a_real_process_flips_bits(tmp_path: Path, size: int
     try:
         assert damaging.stdout is not None
         damaging.stdout.readline()
-        until = time.monotonic() + 4
-        while time.monotonic() < until:
+        began = time.monotonic()
+        # On a starved machine it takes longer until each has happened a few times.
+        while (took := time.monotonic() - began) < 4 or (
+            took < 120 and not (place.cache.counters.heals > 10 < whole and noticed)
+        ):
             assert place.download() == body
             for _ in range(5):
                 try:

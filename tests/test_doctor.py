@@ -48,6 +48,12 @@ pytest_plugins = ["serving.fixtures"]
 STATES = ("fine", "warning", "wrong")
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take only what is silent on purpose for silent, not a machine that stalls."""
+    monkeypatch.setattr(findings, "_PATIENCE_SECONDS", 120.0)
+
+
 def examine(url: str | Path, *, cache: str | Path | None = None) -> dict[str, Finding]:
     """Examine a set-up; returns the worst that was found of each thing."""
     found: dict[str, Finding] = {}

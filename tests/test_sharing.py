@@ -90,7 +90,7 @@ def test_the_next_one_takes_over_at_once_when_the_fetcher_is_killed(
 ) -> None:
     """What it had fetched is gone on from: less than twice the content crosses the network."""
     artifact_id, body = upload(place, 64 * MIB)
-    place.seconds_per_mib = 0.02
+    place.seconds_per_mib = 0.1
     job = Download(store=ContentStore(place, cache=cache), artifact_id=artifact_id, folder=tmp_path)
     with downloading(job, processes=32) as processes:
         wait_until(lambda: place.bytes_read() > 16 * MIB)

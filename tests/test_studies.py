@@ -10,7 +10,6 @@ import mimetypes
 import os
 import pickle
 import re
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.storages.journal import JournalFileBackend
+from serving.processes import free_port
 
 from casartifacts import studies
 from casartifacts.backends.filesystem import FileSystemArtifactStore
@@ -73,9 +73,7 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         pytest.skip(f"optuna {optuna.__version__} has no gRPC storage proxy (4.2 brought it)")
     pytest.importorskip("grpc")
     pytest.importorskip("google.protobuf")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     url = f"sqlite:///{tmp_path_factory.mktemp('grpc')}/studies.db"
     server = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", _SERVER, url, str(port)], stderr=subprocess.DEVNULL

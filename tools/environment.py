@@ -117,8 +117,10 @@ def _make(folder: Path, *, python: Path, groups: Sequence[str]) -> None:
 
 
 def _pip(python: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    # Two retries: with pip's five, a machine without a network says nothing for minutes.
-    quiet = ["--quiet", "--no-input", "--disable-pip-version-check", "--retries", "2"]
+    # Two retries: with pip's five, a machine without a network says nothing for minutes. Where
+    # nobody waits for a word, more of them.
+    retries = "8" if "CI" in os.environ else "2"
+    quiet = ["--quiet", "--no-input", "--disable-pip-version-check", "--retries", retries]
     return _run([python, "-m", "pip", *quiet, *arguments])
 
 

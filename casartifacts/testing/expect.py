@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from casartifacts.protocols import ArtifactStore, Backend
 
 # Seconds after which a call that should take milliseconds is taken to hang.
-PATIENCE = 20.0
+PATIENCE = 120.0
 
 # The size of a body that fails: a few pieces for whoever reads 64 KiB at a time.
 FAILING_SIZE = 200_000

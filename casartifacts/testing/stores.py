@@ -48,8 +48,9 @@ _OTHER_ID = "7c9e6679-7425-40de-944b-e07fc1f90ae7"
 # Above the sizes from which clients cut a body into parts by themselves: 8 MiB in boto3 and GCS.
 _LARGE = 9 * 2**20 + 1
 
-# Seconds for which threads race.
+# Seconds for which threads race, and how often each acts at least, however late it begins.
 _RACE = 0.25
+_LEAST_TURNS = 10
 
 
 def _check(run: Callable[[ArtifactStore], None]) -> Callable[[ArtifactStore], None]:
@@ -369,7 +370,8 @@ def threads_that_share_a_name_see_whole_bodies(store: ArtifactStore) -> None:
     until = time.monotonic() + _RACE
 
     def work(thread: int) -> None:
-        while time.monotonic() < until:
+        turns = itertools.count()
+        while next(turns) < _LEAST_TURNS or time.monotonic() < until:
             if thread < len(bodies):
                 put(store, _ID, bodies[thread], most=100_000)
             else:

@@ -52,7 +52,7 @@ def start(job: Download, *, processes: int) -> tuple[list[ForkServerProcess], Ba
 def end(running: list[ForkServerProcess]) -> None:
     """Wait for processes to end, and end those that do not."""
     for process in running:
-        process.join(60)
+        process.join(600)
         if process.is_alive():
             process.kill()
             process.join()

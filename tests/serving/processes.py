@@ -60,14 +60,18 @@ def free_port() -> int:
     """Find a port on which nobody listens, below those that the kernel gives to clients.
 
     From the kernel's own range (32768 and up) an outgoing connection could take the port while
-    its server is down, or even connect to itself.
+    its server is down, or even connect to itself. As long as this process lives nobody is given
+    the same one: it holds the UDP port of that number.
     """
     while True:
-        port = random.SystemRandom().randrange(20000, 32000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
+        address = "127.0.0.1", random.SystemRandom().randrange(20000, 32000)
+        with socket.socket() as probe, socket.socket(type=socket.SOCK_DGRAM) as held:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
-            return port
+            with contextlib.suppress(OSError):
+                held.bind(address)
+                probe.bind(address)
+                held.detach()
+                return address[1]
 
 
 class Programs:

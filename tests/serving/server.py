@@ -145,7 +145,7 @@ class Server:
         self.stop()
 
     def _ask(self, method: str, path: str, *, wanted: object = None) -> None:
-        connection = http.client.HTTPConnection(urlsplit(self.home).netloc, timeout=10)
+        connection = http.client.HTTPConnection(urlsplit(self.home).netloc, timeout=60)
         try:
             body = None if wanted is None else json.dumps(wanted).encode()
             connection.request(method, path, body=body, headers=self._signature(method, path))
