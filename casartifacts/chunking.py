@@ -7,7 +7,7 @@ pure Python fallback of pyfastcdc makes 10 MiB/s.
 
 Rule 1: pure; bytes in, lengths out. Files, threads and digests are somebody else's.
 Rule 2: where a chunk ends depends on its own bytes, the one or two after it, and the next cut point
-alone, not on how the content was handed in. One that is found again on a trail ends where it did.
+alone, not on how the content was handed in. One that the guide knows ends where it did.
 Rule 3: a change of the parameters costs sharing with older contents, never a byte: every manifest
 carries its own table.
 """
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["ChunkerParameters", "Cutter", "Trail", "is_compiled"]
+__all__ = ["ChunkerParameters", "Cutter", "Guide", "is_compiled"]
 
 _logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class ChunkerParameters:
     normalization: int = 1
 
 
-class Trail(Protocol):
+class Guide(Protocol):
     """Is shown each chunk of a content in order, and may know where the next ones end."""
 
     def go_on(self, rest: memoryview) -> list[int]:
@@ -73,15 +73,15 @@ class Cutter:
 
     Args:
         parameters: How to cut; a window that is not the last must be longer than its `maximum`.
-        trail: Is shown the chunks, and asked for those that it knows.
+        guide: Is shown the chunks, and asked for those that it knows.
         points: Offsets in the content, in order, at each of which a chunk ends.
     """
 
     def __init__(
-        self, parameters: ChunkerParameters, trail: Trail, points: Sequence[int] = ()
+        self, parameters: ChunkerParameters, guide: Guide, points: Sequence[int] = ()
     ) -> None:
         self._lengths = _fastcdc(parameters) or _fixed(parameters)
-        self._trail = trail
+        self._guide = guide
         self._points = points
         self._next = 0  # the index of the first point that is still ahead
         self._offset = 0  # where in the content the next window begins
@@ -104,7 +104,7 @@ class Cutter:
             lengths += self._cut(rest)
             if not is_last:
                 lengths.pop()  # it ends where the window ends, which says nothing
-                self._trail.undo()
+                self._guide.undo()
         self._offset += sum(lengths)
         return lengths
 
@@ -113,13 +113,13 @@ class Cutter:
         lengths: list[int] = []
         at = 0
         while at < len(piece):
-            lengths += (known := self._trail.go_on(piece[at:]))
+            lengths += (known := self._guide.go_on(piece[at:]))
             at += sum(known)
             rest = piece[at:]
             for length in self._lengths(rest) if rest else ():
                 lengths.append(length)
                 at += length
-                if self._trail.note(piece[at - length : at]):
+                if self._guide.note(piece[at - length : at]):
                     break
         return lengths
 

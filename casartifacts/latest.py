@@ -58,6 +58,6 @@ class Latest:
         return kept
 
     def forget(self, digest: str) -> None:
-        """Drop the manifest of this content."""
+        """Drop what is kept of this content."""
         with self._lock:
             self._kept.pop(digest, None)

@@ -127,8 +127,10 @@ def hash_file(file: Path) -> None:
     """Hash a file in one pass."""
     from blake3 import blake3
 
+    from casartifacts.buffers import new_buffer
+
     hasher = blake3()
-    buffer = memoryview(bytearray(MIB))
+    buffer = new_buffer(MIB)
     with file.open("rb", buffering=0) as body:
         while count := body.readinto(buffer):
             hasher.update(buffer[:count])
