@@ -115,9 +115,12 @@ class Sharing:
 
     def known(self, filename: str | None, chunker: ChunkerParameters) -> list[Cuts]:
         """Return what was cut in this way by this process, what is likeliest to go on first."""
+        like = self._latest.like(filename)
+        # A log is not to pay for the model beside it.
+        named = [kept for kept in like if kept.filename == filename]
         return [
             kept.cuts
-            for kept in self._latest.like(filename)[:_MOST_TRAILS]
+            for kept in (named or like)[:_MOST_TRAILS]
             if kept.cuts is not None and kept.manifest.chunker == chunker
         ]
 
