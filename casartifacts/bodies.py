@@ -41,7 +41,7 @@ class Source:
         """Return bytes from an offset, at least one unless there are no more."""
         with self._lock:
             self._body.seek(self._base + offset)
-            return _checked(self._body.read(length))[:length]
+            return checked(self._body.read(length))[:length]
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
         """Read bytes from an offset into a buffer; returns how many, 0 only at the end."""
@@ -134,7 +134,7 @@ def take(body: BinaryIO) -> Source:
 def _spool(body: BinaryIO) -> Source:
     spool = tempfile.SpooledTemporaryFile(max_size=_SPOOL_SIZE)  # noqa: SIM115 -- close() closes it
     try:
-        while piece := _checked(body.read(BUFFER_SIZE)):
+        while piece := checked(body.read(BUFFER_SIZE)):
             spool.write(piece)
     except BaseException:
         spool.close()
@@ -143,10 +143,16 @@ def _spool(body: BinaryIO) -> Source:
     return _SpooledSource(spool)  # type: ignore[arg-type]
 
 
-def _checked(piece: object) -> bytes:
+def checked(piece: object) -> bytes:
+    """Return what a body's read() gave.
+
+    Raises:
+        TypeError: It is text, or None: a stream that has nothing yet is not at its end.
+    """
     if not isinstance(piece, bytes | bytearray | memoryview):
         raise TypeError(
-            f"content_body must be opened in binary mode: read() returned {type(piece).__name__}"
+            "content_body must be opened in binary mode, and wait for its bytes: read() returned "
+            f"{type(piece).__name__}"
         )
     return bytes(piece)
 

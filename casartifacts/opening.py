@@ -22,6 +22,8 @@ __all__ = ["node_cache", "open_backend", "open_store"]
 
 logger = logging.getLogger(__name__)
 
+_MISTYPED = re.compile("(file|memory|s3|gs):")
+
 _KNOWN = (
     "expected a path, file:///absolute/path, memory://, s3://bucket/prefix or gs://bucket/prefix"
 )
@@ -37,8 +39,8 @@ def open_store(
     """Open the store at a path or URL; it is made at the first upload.
 
     Args:
-        url: A path, `file:///path`, `memory://` for a new store in this process,
-            `s3://bucket/prefix` or `gs://bucket/prefix`.
+        url: A path (`~` is the home folder), `file:///path`, `memory://` for a new store in this
+            process, `s3://bucket/prefix` or `gs://bucket/prefix`.
         cache: An `ArtifactCache`, the folder of one, or True for the node's: the folder named by
             `CASARTIFACTS_CACHE`, else one in the scratch folder of the job, else in the user's
             cache folder, unless that is on a network file system. By default buckets have the
@@ -62,9 +64,9 @@ def open_store(
         if not cache or (folder == _users_cache() and _is_far(folder)):
             return ContentStore(backend)
         cache = folder
-    return ContentStore(
-        backend, cache=cache if isinstance(cache, ArtifactCache) else ArtifactCache(cache)
-    )
+    if not isinstance(cache, ArtifactCache):
+        cache = ArtifactCache(Path(cache).expanduser())
+    return ContentStore(backend, cache=cache)
 
 
 def open_backend(
@@ -76,7 +78,9 @@ def open_backend(
     if not separator:
         if not url:
             raise ValueError("The path of a store is empty; give a folder such as ./artifacts")
-        return FileSystemArtifactStore(url, durable=durable)
+        if _MISTYPED.match(url):
+            raise ValueError(f"{url!r} looks like a URL without its two slashes; {_KNOWN}")
+        return FileSystemArtifactStore(Path(url).expanduser(), durable=durable)
     parts = urlsplit(url)
     if parts.query or parts.fragment:
         raise ValueError(f"{url!r} has a query or fragment, which no store understands; {_KNOWN}")
@@ -102,7 +106,7 @@ def _bucket(scheme: str, bucket: str, *, prefix: str, endpoint_url: str | None) 
 def node_cache() -> Path:
     """Return the folder of the node's cache."""
     if folder := os.environ.get("CASARTIFACTS_CACHE"):
-        return Path(folder)
+        return Path(folder).expanduser()
     # The scratch of a batch job is near and large; home folders are often neither.
     if folder := os.environ.get("SLURM_TMPDIR") or _scratch_of_job():
         return Path(folder) / "casartifacts"

@@ -325,8 +325,8 @@ class _Part:
         if count != wanted:
             raise CorruptArtifact(
                 f"{self.name} in {self.backend!r} ends at byte {self.start + count}, but a content "
-                f"needs it up to byte {self.start + self.length}. Nothing was delivered; upload the"
-                " content again or restore that name from a copy."
+                f"needs it up to byte {self.start + self.length}. Nothing was delivered. "
+                f"{_advice(self.name)}"
             )
 
 
@@ -414,8 +414,8 @@ class _Pieces:
                 raise CorruptArtifact(
                     f"Bytes {piece.offset + at} to {piece.offset + at + length} of content "
                     f"{self._manifest.digest} read wrong from {self._backend!r}: expected digest "
-                    f"{expected.hex()}, got {got.hex()}. Nothing of them was delivered; upload the "
-                    "content again or restore its blobs from a copy."
+                    f"{expected.hex()}, got {got.hex()}. Nothing of them was delivered. "
+                    f"{_advice(*(part.name for part in self.parts(piece)))}"
                 )
             at += length
 
@@ -431,10 +431,18 @@ def _small_content_once(backend: Backend, digest: str, size: int) -> bytes:
     if (got := digest_of(found)) != digest:
         raise CorruptArtifact(
             f"Content {digest} ({size} bytes) reads wrong from {backend!r}: got {len(found)} bytes "
-            f"with digest {got}. Nothing was delivered; upload it again or restore its blob "
-            f"{name} from a copy."
+            f"with digest {got}. Nothing was delivered. {_advice(name)}"
         )
     return found
+
+
+def _advice(*wrong: str) -> str:
+    listed = " and ".join(wrong)
+    return (
+        f"Restore {listed} from a copy, or upload the content again: from this process at once, "
+        "from another one after deleting what reads wrong"
+        " (in a bucket its manifest too, if it has one)."
+    )
 
 
 def _needed(backend: Backend, name: str, read: Callable[[str], _T]) -> _T:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import pickle
 import stat
 import sys
 import tempfile
@@ -21,11 +22,14 @@ from hypothesis import strategies as st
 from optuna.artifacts.exceptions import ArtifactNotFound
 
 from casartifacts.backends.filesystem import FileSystemArtifactStore
+from casartifacts.backends.memory import MemoryArtifactStore
 from casartifacts.testing import Body
 from casartifacts.testing.expect import read_range
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from casartifacts.protocols import Backend
 
     Act = Callable[[FileSystemArtifactStore, str], object]
 
@@ -281,7 +285,42 @@ def test_two_links_of_one_file_become_one_name_when_moved(tmp_path: Path) -> Non
 
 
 def test_a_store_shows_where_it_is(tmp_path: Path) -> None:
-    assert repr(FileSystemArtifactStore("x")) == "FileSystemArtifactStore('x')"
+    here = str(Path("x").absolute())
+    assert repr(FileSystemArtifactStore("x")) == f"FileSystemArtifactStore({here!r})"
     assert repr(FileSystemArtifactStore("x", durable=False)) == (
-        "FileSystemArtifactStore('x', durable=False)"
+        f"FileSystemArtifactStore({here!r}, durable=False)"
     )
+
+
+def test_a_relative_path_means_the_same_wherever_the_process_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hydra, for one, changes the folder for each job; else two stores would share one name."""
+    (tmp_path / "job").mkdir()
+    monkeypatch.chdir(tmp_path)
+    place = FileSystemArtifactStore("store")
+    sent = pickle.dumps(place)
+    place.write("one", io.BytesIO(b"before"))
+    monkeypatch.chdir(tmp_path / "job")
+    place.write("two", io.BytesIO(b"after"))
+    for each in (place, pickle.loads(sent)):  # noqa: S301 -- made in this test
+        assert [read(each, name) for name in ("one", "two")] == [b"before", b"after"]
+    assert not list((tmp_path / "job").iterdir())
+
+
+@pytest.mark.parametrize("place", [FileSystemArtifactStore, lambda _: MemoryArtifactStore()])
+def test_a_stream_that_has_nothing_yet_is_not_taken_for_a_short_one(
+    place: Callable[[Path], Backend], tmp_path: Path
+) -> None:
+    class NotYet(io.RawIOBase):
+        def __init__(self) -> None:
+            self.told = iter([b"half", None])
+
+        def read(self, size: int = -1) -> bytes | None:
+            return next(self.told, b"")
+
+    for write in ("write", "write_if_absent"):
+        backend = place(tmp_path)
+        with pytest.raises(TypeError, match="wait for its bytes"):
+            getattr(backend, write)("name", NotYet())
+        assert not list(backend.list(""))

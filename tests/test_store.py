@@ -416,8 +416,8 @@ def expect_progress(told: list[tuple[int, int]], size: int) -> None:
 
 
 def test_a_store_shows_its_nest() -> None:
-    store = ContentStore(FileSystemArtifactStore("x"))
-    assert repr(store) == "ContentStore(FileSystemArtifactStore('x'))"
+    store = ContentStore(FileSystemArtifactStore("/x"))
+    assert repr(store) == "ContentStore(FileSystemArtifactStore('/x'))"
 
 
 def test_a_pickled_store_leads_to_the_same_place(backend: Backend) -> None:
@@ -743,6 +743,22 @@ def test_what_read_wrong_is_written_anew_by_the_next_upload(
             read()
         put(store, content)
         assert get(ContentStore(backend), artifact_id) == content
+
+
+@pytest.mark.parametrize("size", [500, 20_000])
+@pytest.mark.parametrize("harm", ["deleted", "cut"])
+def test_what_is_deleted_or_cut_is_written_anew_by_the_next_upload_of_any_process(
+    tiny: Tiny, backend: Backend, size: int, harm: str
+) -> None:
+    """Nobody has read it since: that the manifest is there is no reason to leave the blobs."""
+    content = content_of(size)
+    artifact_id = put(tiny(backend), content)
+    for name, length in contents_in(backend).items():
+        backend.remove(name)
+        if harm == "cut":
+            backend.write(name, io.BytesIO(bytes(length - 1)))
+        put(tiny(backend), content)
+        assert get(tiny(backend), artifact_id) == content
 
 
 def test_the_folder_of_a_store_may_be_moved(tmp_path: Path) -> None:

@@ -104,6 +104,11 @@ def _names(requirements: Sequence[str]) -> Iterator[str]:
 
 
 def _make(folder: Path, *, python: Path, groups: Sequence[str]) -> None:
+    if folder.is_symlink():
+        sys.exit(
+            f"{SCRIPT}: {folder} is a link to {folder.resolve()}, but an environment belongs to "
+            "one checkout: remove the link (not what it leads to) and run this again"
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     made = _run([sys.executable, "-m", "venv", "--clear", str(folder)])
     if made.returncode:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from casartifacts import errors, files
+from casartifacts.bodies import checked
 from casartifacts.buffers import BUFFER_SIZE
 from casartifacts.protocols import Entry
 
@@ -56,7 +57,8 @@ class FileSystemArtifactStore:
     remote = False
 
     def __init__(self, base_path: str | os.PathLike[str], *, durable: bool = True) -> None:
-        self._base_path = Path(base_path)
+        # A process that changes its folder, or another one that is sent this store, means the same.
+        self._base_path = Path(base_path).absolute()
         self.durable = durable
 
     def __repr__(self) -> str:
@@ -217,7 +219,7 @@ class FileSystemArtifactStore:
     @contextlib.contextmanager
     def _drafted(self, content_body: BinaryIO) -> Iterator[Draft]:
         with self.draft() as draft:
-            while piece := content_body.read(BUFFER_SIZE):
+            while piece := checked(content_body.read(BUFFER_SIZE)):
                 draft.write(piece)
             yield draft
 

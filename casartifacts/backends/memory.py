@@ -15,6 +15,7 @@ import weakref
 from typing import TYPE_CHECKING, BinaryIO
 
 from casartifacts import errors
+from casartifacts.bodies import checked
 from casartifacts.buffers import BUFFER_SIZE
 from casartifacts.protocols import Entry
 
@@ -119,6 +120,6 @@ def _find_place(token: str) -> MemoryArtifactStore:
 
 def _read_all(content_body: BinaryIO) -> bytes:
     pieces = []
-    while piece := content_body.read(BUFFER_SIZE):
-        pieces.append(bytes(piece))
+    while piece := checked(content_body.read(BUFFER_SIZE)):
+        pieces.append(piece)
     return b"".join(pieces)
