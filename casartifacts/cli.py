@@ -315,7 +315,7 @@ def upload(
 @click.option(
     "--link",
     type=click.Choice(["hard", "symlink"]),
-    help="Link to the cache's read-only file instead of copying it, where that can be had.",
+    help="Link to the cache's read-only file instead of copying it, where there is one.",
 )
 @click.pass_obj
 def download(
@@ -585,7 +585,10 @@ def _own_name(ref: Ref) -> str:
     """Return the file name of an artifact, without any folders that somebody put into it."""
     name = PureWindowsPath(str(ref.filename or "")).name  # it knows both separators, and drives
     if name in {"", ".", ".."} or re.search(r"[\0-\x1f\x7f]", name):
-        raise ValueError(f"Its file name is {ref.filename!r}: name the TARGET file")
+        told = "It was stored without a file name"
+        if ref.filename is not None:
+            told = f"Its file name is {ref.filename!r}"
+        raise ValueError(f"{told}: name the TARGET file")
     return name
 
 

@@ -1,16 +1,18 @@
 """The contracts between the floors, each stated once, here.
 
 An `ArtifactStore` is what Optuna knows: three methods. Every store, backend and wrapper of ours
-MUST keep these eight contracts; `casartifacts.testing` checks each of them.
+MUST keep these eight contracts; `casartifacts.testing` checks each of them, but for durability.
 
-1. Whole or nothing. A reader sees all of a written body, or `ArtifactNotFound`. An overwrite that
-   fails leaves the old body.
+1. Whole or nothing. A reader sees all of a written body, or `ArtifactNotFound` when it is opened;
+   once it is open it goes on in that body, or fails aloud. An overwrite that fails leaves the old
+   body.
 2. Read your write, from every process, as soon as `write` returns. On a file system it is durable
    too (the file, its folder and the parents of new folders are synced) unless made otherwise.
 3. Writing the same bytes again under the same name is not an error.
 4. Missing is loud and early: `open_reader` itself raises `ArtifactNotFound`, naming the id and the
    place.
-5. Readers go forward; only `b""` is the end; a short read is not.
+5. Readers go forward; only `b""` is the end; a short read is not, and None is refused
+   (`bodies.checked`).
 6. The body stays the caller's: it is read from where it stands to its end and never closed; a
    retry starts where the caller's stream stood; a body that cannot seek is spooled once. An error
    that the body raises, in any `read`, reaches the caller, and nothing is published.
@@ -19,7 +21,8 @@ MUST keep these eight contracts; `casartifacts.testing` checks each of them.
 8. Threads and processes may use it at once, also after `fork` and through `pickle`.
 
 A `Backend` keeps named bytes for a `ContentStore` and can do a little more. It knows nothing of
-digests. Names are relative paths with forward slashes, of `[0-9A-Za-z._~-]` and `/`.
+digests. Names are relative paths with forward slashes, of `[0-9A-Za-z._~-]` and `/`; others are
+refused before the body is touched (`names.check_name`).
 """
 
 from __future__ import annotations
@@ -54,7 +57,8 @@ class ArtifactStore(Protocol):
 class Entry:
     """A name in a backend: its size in bytes and when it was last written.
 
-    `modified` is in seconds since the epoch by the backend's clock, never a client's.
+    `modified` is in seconds since the epoch by the backend's clock; only a place without a server
+    uses the machine's. A write sets it; a `write_if_absent` that wrote nothing does not.
     """
 
     name: str
@@ -95,6 +99,7 @@ class Backend(ArtifactStore, Protocol):
     def write_if_absent(self, name: str, content_body: BinaryIO) -> bool:
         """Like `write`, but leave what is there alone; returns whether this call wrote it.
 
+        If not, what is there is as durable as a write, and the body need not have been read.
         A backend that cannot tell may overwrite: callers only use it for names whose bytes are
         the same whoever writes them.
         """

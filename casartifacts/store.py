@@ -498,7 +498,9 @@ class ContentStore:
         if self.cache is None:
             return None
         digest = _digest_of(ref)
-        reader = self.cache.open(digest)
+        # Looked for once, or else it counts as two misses.
+        was_asked = self._noted_digest(ref.artifact_id) == digest
+        reader = None if was_asked else self.cache.open(digest)
         if reader is None:
             reader = self.cache.fetch(
                 digest,

@@ -761,6 +761,22 @@ def test_what_is_deleted_or_cut_is_written_anew_by_the_next_upload_of_any_proces
         assert get(tiny(backend), artifact_id) == content
 
 
+@pytest.mark.parametrize(
+    "artifact_id",
+    [None, "0f8fad5b-d9cb-469f-a165-70867728950e", "best"],
+    ids=["ours", "uuid", "word"],
+)
+def test_a_delivery_is_one_hit_or_one_miss(
+    backend: Backend, tmp_path: Path, artifact_id: str | None
+) -> None:
+    store = ContentStore(backend, cache=ArtifactCache(tmp_path / "cache"))
+    made = store.add(io.BytesIO(content_of(3_000_000)), artifact_id=artifact_id)
+    for number, (hits, misses) in enumerate([(0, 1), (1, 1), (2, 1)]):
+        store.download(made, tmp_path / str(number))
+        assert store.cache is not None
+        assert (store.cache.counters.hits, store.cache.counters.misses) == (hits, misses)
+
+
 def test_the_folder_of_a_store_may_be_moved(tmp_path: Path) -> None:
     artifact_id = put(ContentStore(FileSystemArtifactStore(tmp_path / "old")), b"abc")
     os.rename(tmp_path / "old", tmp_path / "new")  # noqa: PTH104 -- as `mv` does
