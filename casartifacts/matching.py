@@ -51,10 +51,10 @@ class Bounds:
     As it is:
 
          1 place   1.01  1.04    17 segments  14 blobs
-         4 places  1.01  1.07    64           16
-         8         1.02  1.10   113           16
-        16         1.08  1.29   146           14
-        64         1.77  2.38   177           12
+         4 places  1.01  1.07    62           16
+         8         1.02  1.11   107           16
+        16         1.08  1.28   146           14
+        64         1.79  2.40   180           12
     """
 
     blob_limit: int = BLOB_LIMIT
@@ -68,7 +68,7 @@ class Bounds:
     (13 places) stores 1.07 times the ideal in 10 steps and has 120 segments, with 128 1.04 and 130,
     without a bound 1.04 and 147. With 64 the chain of 8 places has 74 segments but stores 1.05 and
     1.26. What is smaller has as many: with 32 for 64 MiB the chain of 13 places there stores 1.62
-    and 2.17, with 128 it is 1.12 and 1.28 (chunks of 96 KiB). Tensors that change again and again
+    and 2.17, with 128 it is 1.16 and 1.36 (chunks of 96 KiB). Tensors that change again and again
     tear nothing: the places of a real series are the same in every step.
     """
 
@@ -81,12 +81,13 @@ class Bounds:
     last size; with 8 it was 1.8, with 4 it was 2.7.
     """
 
-    shortest: int = 128 * 2**10
+    shortest: int = 256 * 2**10
     """No shorter range: it costs a request.
 
     From 256 MiB on, 64 to 512 KiB store the same within 1 %, with 1 MiB the chain of 8 places is
-    1.05 and 1.16. Below that what is small loses what it shares in small pieces: with 256 KiB,
-    13 places of 16 MiB store 1.90 and 2.49, with 128 1.57 and 1.96, with 64 1.48 and 1.79.
+    1.05 and 1.16. What is smaller loses what it shares in small pieces: 13 places of 16 MiB store
+    1.90 and 2.49, with 128 KiB 1.57 and 1.96, with 64 1.48 and 1.79; but then a large content leans
+    on a blob or two more, and with 128 another process made 31 requests at step 30, one too many.
     """
 
     least_of_blob: float = 1 / 8
