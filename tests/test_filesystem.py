@@ -21,6 +21,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from optuna.artifacts.exceptions import ArtifactNotFound
 
+from casartifacts import open_store
 from casartifacts.backends.filesystem import FileSystemArtifactStore
 from casartifacts.backends.memory import MemoryArtifactStore
 from casartifacts.testing import Body
@@ -306,6 +307,21 @@ def test_a_relative_path_means_the_same_wherever_the_process_goes(
     for each in (place, pickle.loads(sent)):  # noqa: S301 -- made in this test
         assert [read(each, name) for name in ("one", "two")] == [b"before", b"after"]
     assert not list((tmp_path / "job").iterdir())
+
+
+def test_a_tilde_is_the_home_folder_and_a_url_without_slashes_is_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    store = open_store("~/store", cache="~/cache")
+    store.open_reader(store.add(io.BytesIO(b"body"))).close()
+    for mistyped in ("s3:/bucket/runs", "gs:bucket", "file:/store"):
+        with pytest.raises(ValueError, match="without its two slashes"):
+            open_store(mistyped)
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    assert {path.name for path in (tmp_path / "home").iterdir()} == {"store", "cache"}
 
 
 @pytest.mark.parametrize("place", [FileSystemArtifactStore, lambda _: MemoryArtifactStore()])

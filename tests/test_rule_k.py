@@ -145,7 +145,7 @@ class TestWorlds:
             world = World(chance, jumps=jumps)
             processes = [tiny(world), tiny(world)]
             for process in processes:
-                process._knowledge.now = lambda world=world: world.now  # type: ignore[misc]
+                process._knowledge.now = lambda world=world: world.now  # type: ignore[misc]  # the clock that jumps
             body = chance.randbytes(chance.randint(1500, 30_000))
             stored: dict[str, bytes] = {}
             for _ in range(8):
