@@ -21,9 +21,9 @@ from casartifacts.digest import Hasher
 from casartifacts.errors import ContentChanged
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-__all__ = ["Outgoing", "Range", "Source", "take"]
+__all__ = ["Outgoing", "Range", "Source", "pieces", "take"]
 
 # Up to 1 MiB a body that cannot seek is kept in memory, larger ones in a temporary file.
 _SPOOL_SIZE = 2**20
@@ -41,7 +41,7 @@ class Source:
         """Return bytes from an offset, at least one unless there are no more."""
         with self._lock:
             self._body.seek(self._base + offset)
-            return checked(self._body.read(length))[:length]
+            return _checked(self._body.read(length))[:length]
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
         """Read bytes from an offset into a buffer; returns how many, 0 only at the end."""
@@ -134,8 +134,7 @@ def take(body: BinaryIO) -> Source:
 def _spool(body: BinaryIO) -> Source:
     spool = tempfile.SpooledTemporaryFile(max_size=_SPOOL_SIZE)  # noqa: SIM115 -- close() closes it
     try:
-        while piece := checked(body.read(BUFFER_SIZE)):
-            spool.write(piece)
+        spool.writelines(pieces(body))
     except BaseException:
         spool.close()
         raise
@@ -143,12 +142,17 @@ def _spool(body: BinaryIO) -> Source:
     return _SpooledSource(spool)  # type: ignore[arg-type]
 
 
-def checked(piece: object) -> bytes:
-    """Return what a body's read() gave.
+def pieces(body: BinaryIO) -> Iterator[bytes]:
+    """Yield what a body still has to give.
 
     Raises:
-        TypeError: It is text, or None: a stream that has nothing yet is not at its end.
+        TypeError: It gives text, or None: a stream that has nothing yet is not at its end.
     """
+    while piece := _checked(body.read(BUFFER_SIZE)):
+        yield piece
+
+
+def _checked(piece: object) -> bytes:
     if not isinstance(piece, bytes | bytearray | memoryview):
         raise TypeError(
             "content_body must be opened in binary mode, and wait for its bytes: read() returned "

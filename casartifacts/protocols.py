@@ -12,7 +12,7 @@ MUST keep these eight contracts; `casartifacts.testing` checks each of them, but
 4. Missing is loud and early: `open_reader` itself raises `ArtifactNotFound`, naming the id and the
    place.
 5. Readers go forward; only `b""` is the end; a short read is not, and None is refused
-   (`bodies.checked`).
+   (`bodies.pieces`).
 6. The body stays the caller's: it is read from where it stands to its end and never closed; a
    retry starts where the caller's stream stood; a body that cannot seek is spooled once. An error
    that the body raises, in any `read`, reaches the caller, and nothing is published.

@@ -24,8 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from casartifacts import errors, files
-from casartifacts.bodies import checked
-from casartifacts.buffers import BUFFER_SIZE
+from casartifacts.bodies import pieces
 from casartifacts.protocols import Entry
 
 if TYPE_CHECKING:
@@ -219,7 +218,7 @@ class FileSystemArtifactStore:
     @contextlib.contextmanager
     def _drafted(self, content_body: BinaryIO) -> Iterator[Draft]:
         with self.draft() as draft:
-            while piece := checked(content_body.read(BUFFER_SIZE)):
+            for piece in pieces(content_body):
                 draft.write(piece)
             yield draft
 

@@ -25,7 +25,7 @@ import tempfile
 from typing import TYPE_CHECKING, BinaryIO, NoReturn, cast
 
 from casartifacts import errors, names
-from casartifacts.bodies import checked
+from casartifacts.bodies import pieces
 from casartifacts.buffers import BUFFER_SIZE
 from casartifacts.protocols import Entry
 
@@ -162,8 +162,7 @@ def flat_name(name: str) -> str:
 def _spooled(body: BinaryIO) -> Iterator[tuple[BinaryIO, int]]:
     """Read a body to its end into a file of our own; yields it, at its start, and its size."""
     with tempfile.SpooledTemporaryFile(max_size=BUFFER_SIZE) as spool:
-        while piece := checked(body.read(BUFFER_SIZE)):
-            spool.write(piece)
+        spool.writelines(pieces(body))
         size = spool.tell()
         spool.seek(0)
         yield cast("BinaryIO", spool), size

@@ -15,8 +15,7 @@ import weakref
 from typing import TYPE_CHECKING, BinaryIO
 
 from casartifacts import errors
-from casartifacts.bodies import checked
-from casartifacts.buffers import BUFFER_SIZE
+from casartifacts.bodies import pieces
 from casartifacts.protocols import Entry
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ class MemoryArtifactStore:
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
         """Read the body to its end, then keep it."""
-        body = _read_all(content_body)
+        body = b"".join(pieces(content_body))
         with self._lock:
             self._named[artifact_id] = body, time.time()
 
@@ -57,7 +56,7 @@ class MemoryArtifactStore:
         """Keep the body unless the name is taken."""
         if name in self._named:
             return False
-        body = _read_all(content_body)
+        body = b"".join(pieces(content_body))
         with self._lock:
             return self._named.setdefault(name, (body, time.time()))[0] is body
 
@@ -116,10 +115,3 @@ def _find_place(token: str) -> MemoryArtifactStore:
             " use a folder or a bucket to share artifacts between processes."
         )
     return place
-
-
-def _read_all(content_body: BinaryIO) -> bytes:
-    pieces = []
-    while piece := checked(content_body.read(BUFFER_SIZE)):
-        pieces.append(piece)
-    return b"".join(pieces)
