@@ -14,7 +14,7 @@ import os
 import stat
 import tempfile
 import threading
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from casartifacts.buffers import BUFFER_SIZE
 from casartifacts.digest import Hasher
@@ -23,10 +23,7 @@ from casartifacts.errors import ContentChanged
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Outgoing", "Range", "Source", "pieces", "take"]
-
-# Up to 1 MiB a body that cannot seek is kept in memory, larger ones in a temporary file.
-_SPOOL_SIZE = 2**20
+__all__ = ["Outgoing", "Range", "Source", "pieces", "spooled", "take"]
 
 
 class Source:
@@ -120,7 +117,7 @@ def take(body: BinaryIO) -> Source:
         raise TypeError(f"content_body must be opened for reading, got {body!r}")
     seekable = getattr(body, "seekable", None)
     if seekable is None or not seekable():
-        return _spool(body)
+        return _SpooledSource(spooled(body))
     # Exactly these types: gzip and other wrappers hand out the descriptor of something else.
     if hasattr(os, "pread") and type(body) in {io.FileIO, io.BufferedReader, io.BufferedRandom}:
         raw = body if isinstance(body, io.FileIO) else body.raw  # type: ignore[attr-defined]
@@ -131,15 +128,21 @@ def take(body: BinaryIO) -> Source:
     return Source(body)
 
 
-def _spool(body: BinaryIO) -> Source:
-    spool = tempfile.SpooledTemporaryFile(max_size=_SPOOL_SIZE)  # noqa: SIM115 -- close() closes it
+def spooled(body: BinaryIO) -> BinaryIO:
+    """Return a copy of a body, read to its end, at its start: above 1 MiB it lies on disk.
+
+    Raises:
+        TypeError: As `pieces`.
+    """
+    spool = tempfile.SpooledTemporaryFile(max_size=BUFFER_SIZE)  # noqa: SIM115 -- its user closes it
     try:
-        spool.writelines(pieces(body))
+        for piece in pieces(body):  # writelines() would keep all of them in memory first
+            spool.write(piece)
     except BaseException:
         spool.close()
         raise
     spool.seek(0)
-    return _SpooledSource(spool)  # type: ignore[arg-type]
+    return cast("BinaryIO", spool)
 
 
 def pieces(body: BinaryIO) -> Iterator[bytes]:

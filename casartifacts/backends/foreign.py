@@ -21,11 +21,10 @@ import contextlib
 import io
 import os
 import re
-import tempfile
-from typing import TYPE_CHECKING, BinaryIO, NoReturn, cast
+from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 from casartifacts import errors, names
-from casartifacts.bodies import pieces
+from casartifacts.bodies import spooled
 from casartifacts.buffers import BUFFER_SIZE
 from casartifacts.protocols import Entry
 
@@ -70,7 +69,7 @@ class ForeignBackend:
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
         """Read the body to its end, then hand a copy on."""
-        with _spooled(content_body) as (spool, _):
+        with spooled(content_body) as spool:
             self.store.write(flat_name(artifact_id), spool)
 
     def write_if_absent(self, name: str, content_body: BinaryIO) -> bool:
@@ -127,7 +126,9 @@ class ForeignBackend:
         with self.open_reader(source) as reader:
             if source == target:
                 return
-            with _spooled(reader) as (spool, size):
+            with spooled(reader) as spool:
+                size = spool.seek(0, os.SEEK_END)
+                spool.seek(0)
                 self.store.write(flat_name(target), spool)
         found = self.stat(target)
         if found is None or found.size != size:
@@ -156,16 +157,6 @@ def flat_name(name: str) -> str:
     if slash and folder in names.FOLDERS:
         return name.replace("/", "=")
     return f"={name}" if _LOOKS_FLAT.match(name) else name
-
-
-@contextlib.contextmanager
-def _spooled(body: BinaryIO) -> Iterator[tuple[BinaryIO, int]]:
-    """Read a body to its end into a file of our own; yields it, at its start, and its size."""
-    with tempfile.SpooledTemporaryFile(max_size=BUFFER_SIZE) as spool:
-        spool.writelines(pieces(body))
-        size = spool.tell()
-        spool.seek(0)
-        yield cast("BinaryIO", spool), size
 
 
 class _Forward(io.RawIOBase):
