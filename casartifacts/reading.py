@@ -41,7 +41,7 @@ _T = TypeVar("_T")
 # in the processor's cache while it is read, hashed and written, and more of them at once would wait
 # for each other at the file they write to.
 _PIECE_SIZE = 2 * 2**20
-_AHEAD = 2
+_AHEAD = 3
 
 # Elsewhere a request costs a round trip: for a reader there are 20 MiB on their way; to a file go a
 # few large requests, streamed, so that their memory is that of their buffers.

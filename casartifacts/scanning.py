@@ -31,8 +31,10 @@ __all__ = ["Scan", "agrees", "cut", "read"]
 _FIRST_SIZE = 2**16
 
 # 4 MiB, or two of the longest chunks: large enough that the work on it hides the cost of handing it
-# to a thread.
+# to a thread. 256 MiB in pieces of 1, 2, 4 and 8 MiB are read for their digest in 81, 67, 59 and 62
+# ms. But room must be made for two, which takes 0.3 ms per MiB: what is small has smaller ones.
 _WINDOW_SIZE = 4 * 2**20
+_FEWEST_WINDOWS = 6
 
 # How many chunks are compared before a file is taken for one that is known.
 _COMPARED = 4
@@ -54,13 +56,15 @@ def read(source: Source, *, small_limit: int) -> Scan:
     size = 0
     hashing: Beside[object] = Beside()
     buffers = [new_buffer(_FIRST_SIZE)]
+    window_size = (source.known_size() or 0) // _FEWEST_WINDOWS
+    window_size = max(BUFFER_SIZE, min(_WINDOW_SIZE, window_size))
     with hashing:
         while count := source.read_into(buffers[0], size):
             piece = buffers[0][:count]
             size += count
             if size <= small_limit:
                 head += piece
-            if count < BUFFER_SIZE:  # the first piece, or the last: no thread is worth it
+            if count < window_size:  # the first piece, or the last: no thread is worth it
                 hashing.end()
                 hasher.update(piece)
             else:
@@ -68,7 +72,7 @@ def read(source: Source, *, small_limit: int) -> Scan:
                 buffers.reverse()
             if len(buffers) == 1 and count == _FIRST_SIZE:
                 # Two in turn: while one is hashed, the other is filled.
-                buffers = [new_buffer(BUFFER_SIZE) for _ in range(2)]
+                buffers = [new_buffer(window_size) for _ in range(2)]
         hashing.end()
     return Scan(hasher.hexdigest(), size, bytes(head) if size <= small_limit else None)
 
