@@ -7,16 +7,21 @@ The map of the house, from the top; each floor imports only what is below it:
     doctor            what a set-up can do, found out by trying it
     opening           `open_store`: from a path or URL to a store
     store             ContentStore: id -> ref -> manifest -> blobs
-    planning          a source as chunks and blobs
+    publishing        how a content becomes live: blobs, manifest, then the record that leads to it
+    sharing           what a new content has in common with others, and how that is found
+    planning          the new blobs of a source, in a second reading
     reading           verified bytes out of a backend
+    scanning          a source as a digest and chunks, in a first reading
     cache/            ArtifactCache: whole contents near this process; its rooms are in its top
     backoff           Backoff: try again
     backends/         filesystem, boto3, gcs, memory, foreign: places that keep named bytes
     bodies            what callers hand in, as bytes that can be read twice
     parallel          one bounded pool of threads
-    knowledge         which names are known to be live
+    knowledge, latest which names are known to be live; which contents came last
     files, progress   steps on local files; telling how far a transfer is
-    records, manifest, chunking, cutpoints, names, digest       pure: bytes in, values out
+    buffers, locks    memory to read into; locks that a fork does not break
+    records, manifest, matching, chunking, trail, cutpoints, names, digest
+                      pure: bytes in, values out
     errors, protocols
 
 `testing` stands beside them: the conformance kit for whoever writes a backend.

@@ -9,18 +9,21 @@ Rule 2: never pickled; another process asks for itself.
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import TYPE_CHECKING
+
+from casartifacts.locks import lock_over_forks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["MAX_AGE_SECONDS", "Knowledge", "seconds_since_boot"]
 
-# One hour: an eighth of the time in which a collector with the default grace of 24 h moves
+# One hour: a twelfth of the time in which a collector with the default grace of 24 h moves
 # anything, and half of that with the shortest grace that is accepted, 4 h.
 MAX_AGE_SECONDS = 3600.0
+
+_lock = lock_over_forks()
 
 # About 20 MB of names at most; what is dropped is asked again.
 _MOST_NAMES = 100_000
@@ -38,12 +41,11 @@ class Knowledge:
 
     def __init__(self, clock: Callable[[], float] = seconds_since_boot) -> None:
         self.now = clock
-        self._lock = threading.Lock()
         self._told: dict[str, float] = {}
 
     def learn(self, name: str, *, asked_at: float) -> None:
         """Note that a name is live by an answer to a question sent at `asked_at` (by `now`)."""
-        with self._lock:
+        with _lock:
             self._told.pop(name, None)
             self._told[name] = asked_at
             if len(self._told) > _MOST_NAMES:
@@ -56,10 +58,10 @@ class Knowledge:
 
     def forget(self, name: str) -> None:
         """Drop what is known of a name."""
-        with self._lock:
+        with _lock:
             self._told.pop(name, None)
 
     def clear(self) -> None:
         """Drop everything, as every pass of garbage collection does."""
-        with self._lock:
+        with _lock:
             self._told.clear()

@@ -6,14 +6,17 @@ Rule 2: never pickled; a few, and of bounded size, whatever was stored.
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, NamedTuple
+
+from casartifacts.locks import lock_over_forks
 
 if TYPE_CHECKING:
     from casartifacts.manifest import Manifest
     from casartifacts.trail import Cuts
 
 __all__ = ["Latest"]
+
+_lock = lock_over_forks()
 
 # Checkpoints of one trial, and what is stored beside them: optimizer, log, the best one.
 _MOST = 8
@@ -34,14 +37,15 @@ class Latest:
     """What is known of the contents that came last; may be used by several threads."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._kept: dict[str, Kept] = {}
 
     def add(self, manifest: Manifest, *, filename: str | None, cuts: Cuts | None = None) -> None:
-        """Take what came just now, under this file name."""
-        with self._lock:
+        """Take what came just now, under this file name; None leaves the one that it had."""
+        with _lock:
             before = self._kept.pop(manifest.digest, None)
-            cuts = cuts or (before and before.cuts)
+            if before is not None:
+                filename = before.filename if filename is None else filename
+                cuts = cuts or before.cuts
             self._kept[manifest.digest] = Kept(manifest, filename, cuts)
             while len(self._kept) > 1 and (
                 len(self._kept) > _MOST
@@ -51,7 +55,7 @@ class Latest:
 
     def like(self, filename: str | None) -> list[Kept]:
         """Return all: those of the same file name first, the newest before the older ones."""
-        with self._lock:
+        with _lock:
             kept = list(self._kept.values())
         kept.reverse()
         kept.sort(key=lambda each: each.filename != filename)
@@ -59,5 +63,5 @@ class Latest:
 
     def forget(self, digest: str) -> None:
         """Drop what is kept of this content."""
-        with self._lock:
+        with _lock:
             self._kept.pop(digest, None)

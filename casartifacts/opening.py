@@ -59,13 +59,14 @@ def open_store(
         backend = Backoff(backend)
     if cache is None:
         cache = backend.remote
-    if isinstance(cache, bool):
-        folder = node_cache()
-        if not cache or (folder == _users_cache() and _is_far(folder)):
+    if cache is False:
+        return ContentStore(backend)
+    if cache is True:
+        cache = node_cache()
+        if cache == _users_cache() and _is_far(cache):
             return ContentStore(backend)
-        cache = folder
     if not isinstance(cache, ArtifactCache):
-        cache = ArtifactCache(Path(cache).expanduser())
+        cache = ArtifactCache(cache)
     return ContentStore(backend, cache=cache)
 
 
@@ -106,7 +107,7 @@ def _bucket(scheme: str, bucket: str, *, prefix: str, endpoint_url: str | None) 
 def node_cache() -> Path:
     """Return the folder of the node's cache."""
     if folder := os.environ.get("CASARTIFACTS_CACHE"):
-        return Path(folder).expanduser()
+        return Path(folder)
     # The scratch of a batch job is near and large; home folders are often neither.
     if folder := os.environ.get("SLURM_TMPDIR") or _scratch_of_job():
         return Path(folder) / "casartifacts"

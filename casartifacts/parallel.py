@@ -14,8 +14,8 @@ import os
 import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from functools import cache
-from typing import TYPE_CHECKING, Generic, Self, TypeVar
+from functools import cache, partial
+from typing import TYPE_CHECKING, Self, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -63,6 +63,19 @@ def _pool() -> ThreadPoolExecutor:
     )
 
 
+def _begin(function: Callable[[], _Out]) -> Future[_Out]:
+    """Let the pool do it; in the last moments of a process, when no thread begins, do it here."""
+    try:
+        return _pool().submit(function)
+    except RuntimeError:  # an upload in an `atexit` handler
+        done: Future[_Out] = Future()
+        try:
+            done.set_result(function())
+        except BaseException as error:  # noqa: BLE001 -- raised by who asks for the result
+            done.set_exception(error)
+        return done
+
+
 def _wait(futures: Iterable[Future[_Out]]) -> None:
     """Wait for what has begun; not in the pool itself.
 
@@ -79,11 +92,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
-class Beside(Generic[_Out]):
+class Beside:
     """One thing after another, beside the caller; when the block ends, nothing is under way."""
 
     def __init__(self) -> None:
-        self._running: Future[_Out] | None = None
+        self._running: Future[object] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -92,20 +105,19 @@ class Beside(Generic[_Out]):
         if self._running is not None and not getattr(_here, "is_worker", False):
             wait([self._running])
 
-    def begin(self, function: Callable[[], _Out]) -> _Out | None:
-        """Begin the next thing when the one before has ended; returns the result of that one."""
-        result = self.end()
-        self._running = _pool().submit(function)
-        return result
+    def begin(self, function: Callable[[], object]) -> None:
+        """Begin the next thing when the one before has ended."""
+        self.end()
+        self._running = _begin(function)
 
-    def end(self) -> _Out | None:
-        """Wait for what was begun last and return its result; None if there is nothing."""
+    def end(self) -> None:
+        """Wait for what was begun last, and raise what it raised."""
         if self._running is None:
-            return None
+            return
         # An exception of a signal handler may end the waiting: what runs is noted until it ends.
         wait([self._running])
         running, self._running = self._running, None
-        return running.result()
+        running.result()
 
 
 def in_order(
@@ -121,11 +133,11 @@ def in_order(
     try:
         for item in items:
             if len(running) < ahead:
-                running.append(_pool().submit(function, item))
+                running.append(_begin(partial(function, item)))
                 continue
             wait([running[0]])
             result = running.popleft().result()
-            running.append(_pool().submit(function, item))
+            running.append(_begin(partial(function, item)))
             yield result
         while running:
             wait([running[0]])

@@ -108,8 +108,8 @@ class Plan:
         Raises:
             ContentChanged: The source is not what it was in the first reading.
         """
-        hashing: Beside[object] = Beside()
-        writing: Beside[object] = Beside()
+        hashing = Beside()
+        writing = Beside()
         size = max(_WINDOW_SIZE, *self._cuts.chunks.lengths)
         # Two in turn: while one is hashed and written, the other is filled.
         buffers = [new_buffer(size) for _ in range(2)] if self._layout.fresh else []

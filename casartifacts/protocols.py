@@ -106,7 +106,10 @@ class Backend(ArtifactStore, Protocol):
         ...
 
     def list(self, prefix: str) -> Iterator[Entry]:
-        """Yield all names that begin with `prefix` (`""` or ending in `/`), as they come."""
+        """Yield all names that begin with `prefix` (`""` or ending in `/`), as they come.
+
+        A remote place yields them in their order, so that a listing that broke off can go on.
+        """
         ...
 
     def list_folders(self, prefix: str) -> Iterator[str]:

@@ -16,10 +16,10 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, BinaryIO, Self, cast
 
-from casartifacts import names, scanning
+from casartifacts import errors, names, reading, scanning
 from casartifacts.bodies import Outgoing
-from casartifacts.errors import CasartifactsError, ContentChanged
-from casartifacts.manifest import smallest_size
+from casartifacts.errors import CasartifactsError, ContentChanged, CorruptArtifact
+from casartifacts.manifest import Manifest, smallest_size
 from casartifacts.matching import Stretch
 from casartifacts.parallel import in_order
 from casartifacts.planning import NewBlob, Plan, plan
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from casartifacts.bodies import Source
     from casartifacts.knowledge import Knowledge
-    from casartifacts.manifest import Manifest
     from casartifacts.progress import Report
     from casartifacts.protocols import Backend, Draft
     from casartifacts.records import StoreRecord
@@ -211,10 +210,12 @@ class Publishing:
         """
         if self._backend.remote:
             return True
-        manifest = self.sharing.read_manifest(digest)
-        return manifest is not None and all(
-            self._is_live(names.blob(blob), _exactly(size)) for blob, size in manifest.blobs
-        )
+        try:
+            body = reading.record(self._backend, names.manifest(digest))
+            manifest = Manifest.decode(body, digest=digest)
+        except (errors.ArtifactNotFound, CorruptArtifact):
+            return False
+        return all(self._is_live(names.blob(blob), _exactly(size)) for blob, size in manifest.blobs)
 
     def _keep_blobs(self, upload: Upload) -> tuple[bytes, list[str]]:
         """Store what is new of a content as blobs; return its manifest and what that names."""

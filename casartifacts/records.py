@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field, fields
+from types import NoneType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from casartifacts.chunking import ChunkerParameters
@@ -38,6 +39,9 @@ SMALL_CONTENT_LIMIT = 2**20
 1 MiB: one request each way for what is small, and chunks of about 96 KiB have little to share
 below it.
 """
+
+# No chunk or small content is larger than a blob may be: 64 MiB.
+_LARGEST_SIZE = 2**26
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,8 @@ class StoreRecord:
             found = _decode(cls, body, where)
             found["chunker"] = ChunkerParameters(**found["chunker"])
             record = cls(**found)
-        except (CorruptArtifact, TypeError) as error:
+            _check_sizes(record)
+        except (CorruptArtifact, TypeError, ValueError) as error:
             raise StoreMismatch(
                 f"{where} is damaged ({error}); nothing is read or written. Restore it from a "
                 "copy, or from another store that was made with the same version."
@@ -124,10 +129,31 @@ class Ref:
         """
         found = _decode(cls, body, where, extra=("format",))
         del found["format"]
-        record = cls(**found)
-        if record.digest is None or not is_digest(record.digest) or record.size < 0:
-            raise CorruptArtifact(f"{where} names no content: {record}")
-        return record
+        wrong = [name for name, kinds in _KINDS.items() if type(found[name]) not in kinds]
+        if wrong or not is_digest(found["digest"]) or found["size"] < 0:
+            raise CorruptArtifact(f"{where} names no content: {found}")
+        return cls(**found)
+
+
+# What the entries of a ref are; a checksum that agrees says nothing of that.
+_KINDS = {
+    **dict.fromkeys(("artifact_id", "digest", "uploaded_at"), (str,)),
+    **dict.fromkeys(("encoding", "filename", "mimetype"), (str, NoneType)),
+    "origin": (dict, NoneType),
+    "size": (int,),
+}
+
+
+def _check_sizes(record: StoreRecord) -> None:
+    """Refuse what no version writes, because sizes are counted with and memory is made by them."""
+    chunker = record.chunker
+    sizes = (chunker.minimum, chunker.average, chunker.maximum, record.small_content_limit)
+    if not (
+        all(type(size) is int for size in sizes)
+        and 0 < chunker.minimum <= chunker.average <= chunker.maximum <= _LARGEST_SIZE
+        and 0 <= record.small_content_limit <= _LARGEST_SIZE
+    ):
+        raise ValueError(f"its sizes are {sizes}")
 
 
 _Record = TypeVar("_Record", StoreRecord, Ref)

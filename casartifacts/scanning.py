@@ -54,7 +54,7 @@ def read(source: Source, *, small_limit: int) -> Scan:
     hasher = Hasher()
     head = bytearray()
     size = 0
-    hashing: Beside[object] = Beside()
+    hashing = Beside()
     buffers = [new_buffer(_FIRST_SIZE)]
     window_size = (source.known_size() or 0) // _FEWEST_WINDOWS
     window_size = max(BUFFER_SIZE, min(_WINDOW_SIZE, window_size))
@@ -105,8 +105,8 @@ def cut(
             at += length
         lengths.extend(cuts)
 
-    whole: Beside[object] = Beside()
-    parts: Beside[object] = Beside()
+    whole = Beside()
+    parts = Beside()
     window_size = max(min(_WINDOW_SIZE, size + 1), 2 * chunker.maximum)
     # Two in turn: while one is hashed, the other is filled.
     buffers = [new_buffer(window_size) for _ in range(2)]

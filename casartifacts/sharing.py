@@ -117,12 +117,13 @@ class Sharing:
         """Return what was cut in this way by this process, what is likeliest to go on first."""
         like = self._latest.like(filename)
         # A log is not to pay for the model beside it.
-        named = [kept for kept in like if kept.filename == filename]
-        return [
-            kept.cuts
-            for kept in (named or like)[:_MOST_TRAILS]
+        cut = [
+            (kept.filename, kept.cuts)
+            for kept in like
             if kept.cuts is not None and kept.manifest.chunker == chunker
         ]
+        named = [each for each in cut if each[0] == filename]
+        return [cuts for _, cuts in (named or cut)[:_MOST_TRAILS]]
 
     def lay_out(
         self,
@@ -184,7 +185,7 @@ class Sharing:
         self.note(manifest, filename=filename, cuts=cuts)
         for name, digest in leads.items():
             if digest not in {*good, manifest.digest}:
-                telling: Beside[object] = beside.enter_context(Beside())
+                telling = beside.enter_context(Beside())
                 # If it fails, that costs sharing; the block ends all the same.
                 telling.begin(partial(self._write_hint, name, manifest.digest, replace=True))
 

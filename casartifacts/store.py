@@ -17,9 +17,10 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypedDict
+from typing import TYPE_CHECKING, BinaryIO, TypedDict, cast
 
 from casartifacts import errors, files, names, reading
+from casartifacts.backends.foreign import ForeignBackend
 from casartifacts.bodies import take
 from casartifacts.buffers import BUFFER_SIZE
 from casartifacts.digest import digest_of, is_digest
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from casartifacts.cache import ArtifactCache, Slot
-    from casartifacts.protocols import Backend
+    from casartifacts.protocols import ArtifactStore, Backend
 
     Progress = Callable[[int, int], None]
 
@@ -49,6 +50,9 @@ _LARGEST_REF = 2**20
 _REMOVED = "removed"
 _HEARSAY = ""
 
+# What is read ahead of who reads by lines.
+_LINES_SIZE = 2**16
+
 # How often a content is copied from the cache while somebody changes its files there.
 _MOST_COPIES = 3
 
@@ -62,19 +66,24 @@ class ContentStore:
     It has the three methods of Optuna's stores and may be given to every function that takes one.
 
     Args:
-        backend: Where the bytes lie.
+        backend: Where the bytes lie; an object that has only the three methods of Optuna's stores
+            will do, more slowly and without listings.
         cache: Where contents are kept near this process, so that reading one again costs no
             request; None for none.
     """
 
-    def __init__(self, backend: Backend, *, cache: ArtifactCache | None = None) -> None:
-        self.backend = backend
+    def __init__(
+        self, backend: Backend | ArtifactStore, *, cache: ArtifactCache | None = None
+    ) -> None:
+        self.backend = (
+            cast("Backend", backend) if hasattr(backend, "durable") else ForeignBackend(backend)
+        )
         self.cache = cache
         self._knowledge = Knowledge()
         self._record: tuple[bytes, StoreRecord] | None = None
         # Whether the store was made here, so that there is nothing yet that could be stored twice.
         self._is_new = False
-        self._publishing = Publishing(backend, self._knowledge)
+        self._publishing = Publishing(self.backend, self._knowledge)
 
     def __repr__(self) -> str:
         cache = "" if self.cache is None else f", cache={self.cache!r}"
@@ -129,10 +138,10 @@ class ContentStore:
         """
         if artifact_id is not None:
             names.check_artifact_id(artifact_id)
-        record = self._record_for_writing()
         sharing = self._publishing.sharing
         source = take(body)
         try:
+            record = self._record_for_writing()
             upload = Upload(
                 source,
                 record,
@@ -231,12 +240,12 @@ class ContentStore:
         """
         names.check_artifact_id(artifact_id)
         if (cached := self._open_cached(artifact_id)) is not None:
-            return cached
+            return _buffered(cached)
         ref = self._find_ref(artifact_id)
         if ref is None:
             return self.backend.open_reader(artifact_id)  # a plain object of Optuna's
         if (cached := self._fetch(ref, None)) is not None:
-            return cached
+            return _buffered(cached)
         pieces = self._pieces(ref)
         if self._is_small(ref):
             return io.BytesIO(next(pieces))
@@ -526,7 +535,9 @@ class ContentStore:
         known = {kept.digest: kept for kept in self._publishing.sharing.noted(ref.filename)}
         noted = self.cache.recall(_latest_of(ref))
         for digest in islice(dict.fromkeys([*known, *filter(None, [noted])]), _MOST_NEAR):
-            file = self.cache.open(digest) if digest != ref.digest and is_digest(digest) else None
+            file = None
+            if digest != ref.digest and is_digest(digest):
+                file = self.cache.open(digest, counted=False)
             if file is not None:
                 with file:
                     manifest = known.get(digest) or self._publishing.sharing.read_manifest(digest)
@@ -589,6 +600,11 @@ class _Where(TypedDict):
 def _say_copied(file_path: str | os.PathLike[str], link: files.Link, why: str) -> None:
     kind = "a symlink" if link == "symlink" else "a hard link"
     logger.info("%s is a private copy, not %s: %s", os.fspath(file_path), kind, why)
+
+
+def _buffered(file: BinaryIO) -> BinaryIO:
+    """Return a reader of a file of the cache that looks at it once for many lines, not for each."""
+    return io.BufferedReader(cast("io.RawIOBase", file), _LINES_SIZE)
 
 
 def _read_near(file: BinaryIO, buffer: memoryview, offset: int) -> int:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import re
 import sys
+import tomllib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -60,7 +62,7 @@ FLOORS = [
     {"bodies", "files", "knowledge", "latest", "matching", "parallel", "progress"},
     {"trail"},
     {"manifest", "names", "records"},
-    {"backends", "buffers", "chunking", "cutpoints", "digest"},
+    {"backends", "buffers", "chunking", "cutpoints", "digest", "locks"},
     # The conformance kit stands beside the house: it knows the contracts and nothing else.
     {"testing"},
     {"testing.kit"},
@@ -83,7 +85,7 @@ LIBRARIES = {
     "diskcache": {"cache.table"},
     "google": {"backends.gcs"},
     "importlib": {"", "doctor.machine"},  # an import that cannot be read here; versions
-    "optuna": {"", "errors", "lifecycle", "studies"},
+    "optuna": {"", "errors", "studies"},
     "pyfastcdc": {"chunking"},
     "sqlalchemy": {"studies"},
     "sqlite3": {"cache.database", "cache.table"},
@@ -117,6 +119,7 @@ HARMLESS = {
     "json",
     "re",
     "sys",
+    "types",
     "typing",
 }
 EXCUSED = {
@@ -241,6 +244,20 @@ def test_a_library_is_known_only_where_it_is_at_home(module: str) -> None:
             assert not is_path or library not in LIBRARIES or module in LIBRARIES[library], (
                 f"casartifacts.{module}, line {node.lineno}: names {node.value}"
             )
+
+
+def test_every_room_is_on_the_map_of_the_house() -> None:
+    words = set(re.findall(r"[a-z0-9_]+", casartifacts.__doc__ or ""))
+    missing = {module.partition(".")[0] for module in sources()} - words
+    assert not missing - {"", "__main__"}
+
+
+def test_every_library_that_is_asked_for_is_used() -> None:
+    with (PACKAGE.parent / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)["project"]
+    asked = [*project["dependencies"], *project["optional-dependencies"]["s3"]]
+    wanted = {re.split("[<>=~]", each)[0] for each in asked}
+    assert wanted <= LIBRARIES.keys()
 
 
 @pytest.mark.parametrize("module", sorted(PURE))

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import time
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -80,22 +81,12 @@ def readinto(reader: BinaryIO) -> bytes:
     return bytes(buffer[: reader.readinto(buffer)])  # type: ignore[attr-defined]
 
 
-def peek(reader: BinaryIO) -> bytes:
-    buffered = io.BufferedReader(reader)  # type: ignore[type-var]
-    try:
-        return buffered.peek()
-    finally:
-        buffered.detach()
-
-
 WAYS: dict[str, Callable[[BinaryIO], bytes]] = {
     "read": lambda reader: reader.read(),
     "read some": lambda reader: reader.read(2**20),
-    "readall": lambda reader: reader.readall(),  # type: ignore[attr-defined]
     "readinto": readinto,
     "readline": lambda reader: reader.readline(),
     "iteration": lambda reader: next(iter(reader)),
-    "buffered": peek,
 }
 
 
@@ -105,14 +96,19 @@ WAYS: dict[str, Callable[[BinaryIO], bytes]] = {
 def test_a_reader_gives_nothing_that_it_read_after_a_change(
     place: Place, change: Callable[[Path], None], way: Callable[[BinaryIO], bytes], is_cold: bool
 ) -> None:
-    """Whichever way it is read, and whether it came in just now; the next one gets it all."""
+    """Whichever way it is read, and whether it came in just now; the next one gets it all.
+
+    What was read ahead before the change is right, and may be given.
+    """
     if is_cold:
         place.cache.forget(place.artifact_id[:64])
     with place.open() as reader:
-        assert reader.read(1000) == BODY[:1000]
+        given = bytearray(reader.read(1000))
         change(place.kept)
         with pytest.raises(CorruptArtifact, match="read the artifact again"):
-            way(reader)
+            deque(map(given.extend, iter(lambda: way(reader), b"")))
+    assert len(given) < len(BODY) / 2
+    assert given == BODY[: len(given)]
     with place.open() as reader:
         assert reader.read() == BODY
     assert place.cache.counters.heals == 1

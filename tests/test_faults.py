@@ -32,6 +32,7 @@ from casartifacts.backends import boto3 as s3_backend
 from casartifacts.backends import gcs as gcs_backend
 from casartifacts.backends.boto3 import Boto3ArtifactStore
 from casartifacts.backends.gcs import GCSArtifactStore
+from casartifacts.backends.memory import MemoryArtifactStore
 from casartifacts.backoff import Backoff
 from casartifacts.digest import digest_of
 from casartifacts.manifest import Manifest
@@ -39,10 +40,12 @@ from casartifacts.records import Ref, StoreRecord
 from casartifacts.store import ContentStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from serving import Server
+
+    from casartifacts.protocols import Entry
 
 pytest_plugins = ["serving.fixtures"]
 
@@ -914,6 +917,44 @@ class Counted(logging.Handler):
 
     def __exit__(self, *_: object) -> None:
         logging.getLogger("casartifacts.backoff").removeHandler(self)
+
+
+# Listings that break off.
+
+
+class BrokenOff(MemoryArtifactStore):
+    """A remote place whose first listing breaks off after two names."""
+
+    remote = True
+    breaks = True
+
+    def __init__(self, order: Callable[[Iterator[Entry]], Iterable[Entry]]) -> None:
+        super().__init__()
+        self.order = order
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        for number, entry in enumerate(self.order(super().list(prefix))):
+            if self.breaks and number == 2:
+                self.breaks = False
+                raise ConnectionError("planned")
+            yield entry
+
+
+def test_a_listing_that_broke_off_goes_on_or_is_an_error_but_leaves_out_nothing() -> None:
+    expected = [f"refs/{letter}" for letter in "abcde"]
+    orders: list[Callable[[Iterator[Entry]], Iterable[Entry]]] = [
+        iter,
+        lambda entries: reversed(list(entries)),
+    ]
+    for order in orders:
+        place = BrokenOff(order)
+        for name in expected:
+            place.write(name, io.BytesIO(b""))
+        retrying = Backoff(place, max_retries=TRIES, min_delay=0.01, max_delay=0.05)
+        if order is not iter:
+            with pytest.raises(RuntimeError, match="do not come in order; list again"):
+                list(retrying.list("refs/"))
+        assert sorted(entry.name for entry in retrying.list("refs/")) == expected
 
 
 # Servers that die.

@@ -21,7 +21,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from optuna.artifacts.exceptions import ArtifactNotFound
 
-from casartifacts import open_store
+from casartifacts import ArtifactCache, open_store
 from casartifacts.backends.filesystem import FileSystemArtifactStore
 from casartifacts.backends.memory import MemoryArtifactStore
 from casartifacts.testing import Body
@@ -317,6 +317,10 @@ def test_a_tilde_is_the_home_folder_and_a_url_without_slashes_is_no_folder(
     monkeypatch.chdir(tmp_path)
     store = open_store("~/store", cache="~/cache")
     store.open_reader(store.add(io.BytesIO(b"body"))).close()
+    monkeypatch.setenv("CASARTIFACTS_CACHE", "~/cache")
+    for same in (ArtifactCache("~/cache"), open_store("~/store", cache=True).cache):
+        assert same is not None
+        assert same.folder == tmp_path / "home" / "cache"
     for mistyped in ("s3:/bucket/runs", "gs:bucket", "file:/store"):
         with pytest.raises(ValueError, match="without its two slashes"):
             open_store(mistyped)

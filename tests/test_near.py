@@ -29,6 +29,7 @@ from casartifacts import (
     names,
     upload_artifact,
 )
+from casartifacts.chunking import ChunkerParameters
 from casartifacts.errors import CorruptArtifact
 
 if TYPE_CHECKING:
@@ -339,6 +340,25 @@ def cache(tmp_path: Path) -> Iterator[ArtifactCache]:
         yield cache
 
 
+def test_what_was_stored_is_followed_whatever_was_fetched_since(tmp_path: Path) -> None:
+    store = ContentStore(FileSystemArtifactStore(tmp_path / "store"))
+    fetched_ids = [
+        ContentStore(store.backend).add(
+            io.BytesIO(body_of(2 * MIB, seed=seed)), filename="model.pt"
+        )
+        for seed in range(1, 4)
+    ]
+    store.add(io.BytesIO(body_of(2 * MIB)), filename="model.pt")
+    for artifact_id in fetched_ids:
+        store.download(artifact_id, tmp_path / artifact_id)
+    sharing = store._publishing.sharing
+    assert len(sharing.known("model.pt", ChunkerParameters())) == 1
+    # A hint that leads to it does not take its name.
+    [manifest] = sharing.noted("model.pt")[-1:]
+    sharing.note(manifest, filename=None)
+    assert sharing.noted("model.pt")[0].digest == manifest.digest
+
+
 @pytest.mark.parametrize("who", ["the same process", "another process"])
 @pytest.mark.parametrize("spoil", [False, True], ids=["right", "damaged"])
 def test_what_a_cached_content_has_is_not_fetched(
@@ -361,11 +381,13 @@ def test_what_a_cached_content_has_is_not_fetched(
         store = ContentStore(place, cache=ArtifactCache(cache.folder))
     store.download(second, tmp_path / "second")
     assert (tmp_path / "second").read_bytes() == other
+    assert store.cache is not None
+    assert store.cache.counters.hits == 0  # what was only looked into was not asked for
     if spoil:
         assert place.bytes_read() - before == len(other)
     else:
         assert place.bytes_read() - before < 4 * MIB
-    store.cache.close()  # type: ignore[union-attr]
+    store.cache.close()
 
 
 def test_a_cached_content_that_cannot_be_read_is_gone_around(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -178,6 +179,28 @@ def test_unknown_words_in_the_record_of_a_store_are_refused() -> None:
         decode_store(sealed(entries | {"chunker": entries["chunker"] | {"salt": 1}}))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"small_content_limit": -1},
+        {"small_content_limit": "1"},
+        *(
+            {"chunker": asdict(ChunkerParameters()) | wrong}
+            for wrong in (
+                {"maximum": 0},
+                {"minimum": "a"},
+                {"minimum": 0},
+                {"average": 1},
+                {"maximum": 2**40},
+            )
+        ),
+    ],
+)
+def test_sizes_that_no_version_writes_are_refused(change: dict[str, object]) -> None:
+    with pytest.raises(StoreMismatch, match="its sizes are"):
+        decode_store(sealed(json.loads(GOLDEN_STORE) | change))
+
+
 def test_a_ref_of_another_id_is_refused() -> None:
     with pytest.raises(CorruptArtifact, match=REF.artifact_id) as caught:
         Ref.decode(GOLDEN_REF, "another-id", PLACE)
@@ -185,7 +208,19 @@ def test_a_ref_of_another_id_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"digest": None}, {"digest": "abc"}, {"digest": DIGEST.upper()}, {"size": -1}]
+    "change",
+    [
+        {"digest": None},
+        {"digest": "abc"},
+        {"digest": DIGEST.upper()},
+        {"digest": 5},
+        {"size": -1},
+        {"size": "1"},
+        {"size": True},
+        {"filename": 5},
+        {"origin": []},
+        {"artifact_id": None},
+    ],
 )
 def test_a_ref_that_leads_to_no_content_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(CorruptArtifact, match="names no content"):

@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 import optuna.artifacts
@@ -26,11 +26,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from optuna.artifacts.exceptions import ArtifactNotFound
 
-from casartifacts import names
+from casartifacts import names, sharing
 from casartifacts.backends.filesystem import FileSystemArtifactStore
 from casartifacts.backends.foreign import ForeignBackend
 from casartifacts.backends.memory import MemoryArtifactStore
+from casartifacts.backoff import Backoff
 from casartifacts.cache import ArtifactCache
+from casartifacts.cache.trust import Watched
 from casartifacts.digest import digest_of
 from casartifacts.errors import CorruptArtifact
 from casartifacts.manifest import BLOB_LIMIT, Manifest
@@ -697,6 +699,42 @@ def test_a_ref_that_is_wrong_stops_the_listing_or_is_told(backend: Backend) -> N
         list(store.refs())
 
 
+def test_a_store_of_optunas_is_a_place_too(tmp_path: Path) -> None:
+    files = optuna.artifacts.FileSystemArtifactStore(str(tmp_path))
+    places: list[Any] = [files, optuna.artifacts.Backoff(files), Backoff(cast("Any", files))]
+    for number, place in enumerate(places):
+        content = content_of(3_000_000 + number)
+        assert get(ContentStore(place), put(ContentStore(place), content)) == content
+
+
+def test_a_body_that_is_refused_makes_no_store(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="binary mode"):
+        ContentStore(FileSystemArtifactStore(tmp_path / "store")).add("no stream")  # type: ignore[arg-type]
+    assert not (tmp_path / "store").exists()
+
+
+def test_lines_of_a_cached_artifact_are_read_from_few_pieces(
+    backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of every file: with a read for each byte, a log of 100 MB took four minutes."""
+    store = ContentStore(backend, cache=ArtifactCache(tmp_path / "cache"))
+    lines = [b"%d\n" % number for number in range(100_000)]
+    artifact_id = put(store, b"".join(lines))
+    looks = 0
+    check = Watched.check
+
+    def look(file: Watched) -> None:
+        nonlocal looks
+        looks += 1
+        check(file)
+
+    monkeypatch.setattr(Watched, "check", look)
+    for _ in range(2):
+        with store.open_reader(artifact_id) as reader:
+            assert list(reader) == lines
+    assert 0 < looks < 100
+
+
 def test_a_place_that_cannot_list_says_so() -> None:
     store = ContentStore(ForeignBackend(MemoryArtifactStore()))
     put(store, b"abc")
@@ -759,6 +797,18 @@ def test_what_is_deleted_or_cut_is_written_anew_by_the_next_upload_of_any_proces
             backend.write(name, io.BytesIO(bytes(length - 1)))
         put(tiny(backend), content)
         assert get(tiny(backend), artifact_id) == content
+
+
+def test_a_content_too_large_to_lean_on_is_a_duplicate_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "_LARGEST_BASE", 100)
+    content = content_of(3_000_000)
+    put(ContentStore(FileSystemArtifactStore(tmp_path)), content)
+    files = {path: path.stat().st_ino for path in tmp_path.glob("[bm]*/*/*")}
+    put(ContentStore(FileSystemArtifactStore(tmp_path)), content)
+    assert files == {path: path.stat().st_ino for path in files}
+    assert len(files) == 2
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ folder is synced: a name is whole or absent, and what was acknowledged survives 
 is not published lies in `tmp/`, where garbage collection finds it by its age.
 
 Rule 1: no name leads outside the folder.
-Rule 2: missing is asked by opening, not by looking first: NFS answers a look from its cache.
+Rule 2: a reader opens without a look first: NFS answers a look from its cache.
 Rule 3: an error of rename or link is believed only after a look; on NFS the first answer may have
 been lost and the second try then fails although the first one acted.
 """

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import io
 import secrets
-import threading
 import time
 import weakref
 from typing import TYPE_CHECKING, BinaryIO
 
 from casartifacts import errors
 from casartifacts.bodies import pieces
+from casartifacts.locks import lock_over_forks
 from casartifacts.protocols import Entry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["MemoryArtifactStore"]
+
+_lock = lock_over_forks()
 
 
 class MemoryArtifactStore:
@@ -32,7 +34,6 @@ class MemoryArtifactStore:
 
     def __init__(self) -> None:
         self._token = secrets.token_hex(16)
-        self._lock = threading.Lock()
         self._named: dict[str, tuple[bytes, float]] = {}
         _places[self._token] = self
 
@@ -49,7 +50,7 @@ class MemoryArtifactStore:
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
         """Read the body to its end, then keep it."""
         body = b"".join(pieces(content_body))
-        with self._lock:
+        with _lock:
             self._named[artifact_id] = body, time.time()
 
     def write_if_absent(self, name: str, content_body: BinaryIO) -> bool:
@@ -57,12 +58,12 @@ class MemoryArtifactStore:
         if name in self._named:
             return False
         body = b"".join(pieces(content_body))
-        with self._lock:
+        with _lock:
             return self._named.setdefault(name, (body, time.time()))[0] is body
 
     def remove(self, artifact_id: str) -> None:
         """Forget the bytes of this artifact."""
-        with self._lock:
+        with _lock:
             if self._named.pop(artifact_id, None) is None:
                 raise errors.not_found(artifact_id, self)
 
@@ -79,7 +80,7 @@ class MemoryArtifactStore:
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """Yield the names below a prefix, in order."""
-        with self._lock:
+        with _lock:
             found = sorted(self._named.items())
         for name, (body, modified) in found:
             if name.startswith(prefix):
@@ -92,7 +93,7 @@ class MemoryArtifactStore:
 
     def move(self, source: str, target: str) -> None:
         """Give the bytes another name."""
-        with self._lock:
+        with _lock:
             if source not in self._named:
                 raise errors.not_found(source, self)
             self._named[target] = self._named.pop(source)

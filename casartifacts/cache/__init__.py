@@ -97,7 +97,7 @@ class ArtifactCache:
     is in use. Nothing on the disk is touched before its first use.
 
     Args:
-        folder: Where; made at first use. On a local file system.
+        folder: Where (`~` is the home folder); made at first use. On a local file system.
         size_limit: The most bytes of contents; by default a tenth of the file system, at most
             100 GiB.
         min_free: The bytes of the file system that stay free, whatever the limit; by default 5 %.
@@ -115,7 +115,7 @@ class ArtifactCache:
         min_free: int | None = None,
         shared: bool = False,
     ) -> None:
-        self.folder = Path(os.path.abspath(folder))
+        self.folder = Path(os.path.abspath(os.path.expanduser(folder)))
         self._folder = str(self.folder)
         if os.path.expandvars(self._folder) != self._folder:
             # diskcache would expand it, and keep its table elsewhere.
@@ -176,8 +176,11 @@ class ArtifactCache:
 
     # Contents out
 
-    def open(self, digest: str) -> BinaryIO | None:
-        """Open a content, verified, at its beginning; None if the cache does not have it."""
+    def open(self, digest: str, *, counted: bool = True) -> BinaryIO | None:
+        """Open a content, verified, at its beginning; None if the cache does not have it.
+
+        It counts as a hit or a miss, unless it is only looked into for the sake of another content.
+        """
         known = self._known.get(digest)
         if known is not None:
             # No lock and no SQLite: an unchanged stamp says that these are the verified bytes.
@@ -189,15 +192,16 @@ class ArtifactCache:
                 if stamp_of(os.fstat(descriptor)) == known.stamp:
                     if time.monotonic() > known.refresh_at:
                         self._mark(digest, known.name, known.stamp)
-                    self._count_hit(known.stamp)
+                    if counted:
+                        self._count_hit(known.stamp)
                     watched = Watched(descriptor)
                     watched.watch(known.stamp)
                     return watched
                 os.close(descriptor)
             self._known.pop(digest, None)
         _check_digest(digest)
-        file = self._look_up(digest)
-        if file is None:
+        file = self._look_up(digest, counted=counted)
+        if file is None and counted:
             with self._counting as counters:
                 counters.misses += 1
         return file
@@ -440,7 +444,7 @@ class ArtifactCache:
 
     # How a content is found right
 
-    def _look_up(self, digest: str) -> BinaryIO | None:
+    def _look_up(self, digest: str, *, counted: bool = True) -> BinaryIO | None:
         row = self._try(lambda table: table.find(digest))
         if row is None:
             return None
@@ -461,6 +465,8 @@ class ArtifactCache:
             except OSError as error:
                 self._warn("its files cannot be used", error)
             else:
+                if counted and found is not None:
+                    self._count_hit(stamp_of(os.fstat(found.fileno())))
                 return found
         return None
 
@@ -476,7 +482,6 @@ class ArtifactCache:
         else:
             self._know(digest, row.name, stamp, age=age)
         file.watch(stamp)
-        self._count_hit(stamp)
         return file
 
     def _verify_shared(self, file: Watched, digest: str, row: Row) -> io.FileIO | None:
@@ -502,7 +507,6 @@ class ArtifactCache:
             self._try(lambda table: table.refresh(digest, row.name, tag="", now=0), writes=True)
         elif found is file and trust.is_settled(stamp):
             self._know(digest, row.name, stamp, age=age)
-        self._count_hit(stamp)
         return found
 
     def _copy(self, file: io.FileIO, digest: str, *, size: int) -> io.FileIO | None:

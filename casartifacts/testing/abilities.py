@@ -200,6 +200,7 @@ def list_goes_on_after_a_page(backend: Backend) -> None:
         list(pool.map(lambda name: backend.write(name, io.BytesIO(b"1")), names))
     found = [entry.name for entry in backend.list("hints/")]
     expect(sorted(found) == sorted(names), f"{len(names)} names", f"{len(found)} names")
+    expect(not backend.remote or found == sorted(found), "names in order", found[:9])
 
 
 @_check
