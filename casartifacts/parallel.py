@@ -67,12 +67,15 @@ def _begin(function: Callable[[], _Out]) -> Future[_Out]:
     """Let the pool do it; in the last moments of a process, when no thread begins, do it here."""
     try:
         return _pool().submit(function)
-    except RuntimeError:  # an upload in an `atexit` handler
+    except RuntimeError as error:
+        if "cannot schedule" not in str(error):
+            raise  # no thread could be made, but what waits in the pool may do it yet
+        # The pool did not take it: this is an upload in an `atexit` handler.
         done: Future[_Out] = Future()
         try:
             done.set_result(function())
-        except BaseException as error:  # noqa: BLE001 -- raised by who asks for the result
-            done.set_exception(error)
+        except BaseException as failure:  # noqa: BLE001 -- raised by who asks for the result
+            done.set_exception(failure)
         return done
 
 

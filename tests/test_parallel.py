@@ -248,6 +248,21 @@ def test_the_child_of_a_fork_waits_for_no_lock_of_its_parents_threads() -> None:
             thread.join()
 
 
+def test_what_no_thread_can_be_made_for_is_not_done_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits in the pool already: done here too, a piece would be written a second time."""
+
+    def start(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    parallel._pool.cache_clear()
+    monkeypatch.setattr(threading.Thread, "start", start)
+    done: list[int] = []
+    with Beside() as beside, pytest.raises(RuntimeError, match="new thread"):
+        beside.begin(lambda: done.append(1))
+    assert not done
+    parallel._pool.cache_clear()
+
+
 def test_an_upload_in_the_last_moments_of_a_process_is_done_by_the_caller(tmp_path: Path) -> None:
     """No thread begins in an `atexit` handler any more."""
     script = f"""
