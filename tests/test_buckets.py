@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import io
+import json
 import os
 import random
 import subprocess
@@ -12,10 +13,15 @@ import uuid
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+import requests
 from botocore.config import Config
+from google.api_core.exceptions import NotFound
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import storage
+from requests.adapters import HTTPAdapter
 from serving import Proxy
 
-from casartifacts import open_store
+from casartifacts import errors, open_store
 from casartifacts.backends.boto3 import Boto3ArtifactStore
 from casartifacts.backends.gcs import GCSArtifactStore
 from casartifacts.backoff import Backoff
@@ -227,6 +233,50 @@ def test_parameters_of_uploads_to_gcs_and_who_pays_are_sent(counted_gcs: tuple[P
     assert len(paths) == 4
     assert all("userProject=payer" in path for path in paths)
     assert ["predefinedAcl=private" in path for path in paths] == [True, False, False, False]
+
+
+class Answers(HTTPAdapter):
+    """Answers requests with what it was given, one after the other, and keeps what they sent."""
+
+    def __init__(self, *answers: tuple[int, bytes]) -> None:
+        super().__init__()
+        self._answers = iter(answers)
+        self.sent: list[bytes] = []
+
+    def send(self, request: requests.PreparedRequest, **_: Any) -> requests.Response:  # type: ignore[override]
+        body: Any = request.body or ()
+        self.sent.append(b"".join(body))
+        answer = requests.Response()
+        answer.status_code, told = next(self._answers)
+        answer.raw = io.BytesIO(told)
+        answer.request, answer.url = request, request.url or ""
+        return answer
+
+    def client(self) -> Any:
+        """Return a client of GCS that asks this."""
+        session = requests.Session()
+        session.mount("https://", self)
+        return storage.Client(project="p", credentials=AnonymousCredentials(), _http=session)  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize(
+    ("told", "met"),
+    [
+        ("No such object: my-bucket/runs/a-bucket", errors.ArtifactNotFound),
+        ("The specified bucket does not exist.", NotFound),
+    ],
+)
+def test_google_says_whether_the_object_or_the_bucket_is_missing(
+    told: str, met: type[Exception]
+) -> None:
+    """The bucket's and the object's name may have "bucket" in them."""
+    for body in (told.encode(), json.dumps({"error": {"code": 404, "message": told}}).encode()):
+        answers = Answers((404, body), (404, body))
+        store = GCSArtifactStore("my-bucket", answers.client(), prefix="runs")
+        with pytest.raises(met):
+            store.open_reader("a-bucket")
+        with pytest.raises(met):
+            store.remove("a-bucket")
 
 
 @pytest.mark.parametrize(

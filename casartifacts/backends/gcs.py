@@ -217,7 +217,7 @@ class GCSArtifactStore:
             answer = self.client._http.request(  # noqa: SLF001 -- its session, with its credentials
                 method, url, params={**self._params(), **params}, timeout=_TIMEOUT, **options
             )
-            if answer.status_code == 404 and b"bucket" not in answer.content.lower():  # noqa: PLR2004
+            if answer.status_code == 404 and _is_about_an_object(answer.content):  # noqa: PLR2004
                 raise errors.not_found(name, self)
             _check(answer)
             return answer
@@ -290,6 +290,16 @@ class _Message:
             raise ConnectionError("The server asked for the body a second time; send it again")
         self._ended = True
         return self._pieces
+
+
+def _is_about_an_object(told: bytes) -> bool:
+    """Whether it is the object that is missing, not the bucket.
+
+    Google says "No such object: <bucket>/<name>", with whatever words are in these names, or "The
+    specified bucket does not exist."; emulators say less.
+    """
+    told = told.lower()
+    return b"no such object" in told or b"bucket" not in told
 
 
 def _check(answer: Any) -> None:
