@@ -26,6 +26,7 @@ from casartifacts.backends.streaming import (
     Guarded,
     Placed,
     byte_range,
+    credentials_stay,
     empty_range,
     stream_reader,
 )
@@ -45,6 +46,9 @@ _TIMEOUT = (10, 30)
 
 class GCSArtifactStore:
     """Keeps each artifact as one object in a bucket.
+
+    A client that was handed in passes its credentials, project and endpoint on to the children of a
+    fork; a pickle is refused where the credentials are not those of this machine.
 
     Args:
         bucket_name: The bucket; it exists.
@@ -73,6 +77,8 @@ class GCSArtifactStore:
         self._extra_args = dict(extra_args or {})
         self._retries = True
         self._client = client
+        self._handed_in = client is not None
+        self._settings: dict[str, Any] = {}
         self._made_in = os.getpid()
         if client is None:
             self._client = _make_client()
@@ -82,14 +88,22 @@ class GCSArtifactStore:
         return f"GCSArtifactStore({self.bucket_name!r}{prefix})"
 
     def __getstate__(self) -> dict[str, Any]:
-        # A client holds sockets and secrets: the other process makes its own by its own settings.
-        return {**self.__dict__, "_client": None}
+        # A client holds sockets and secrets: the other process makes its own.
+        settings = self._settings
+        if self._handed_in:
+            settings = _settings(self.client)
+            if not _is_anonymous(settings["credentials"]):
+                if not _is_of_this_machine(settings["credentials"]):
+                    raise credentials_stay(self)
+                del settings["credentials"]
+        return {**self.__dict__, "_client": None, "_handed_in": False, "_settings": settings}
 
     @property
     def client(self) -> Any:
         """The client; another one after a fork, because sockets cannot be shared."""
         if self._client is None or self._made_in != os.getpid():
-            self._client = _make_client()
+            settings = _settings(self._client) if self._handed_in else self._settings
+            self._client = _make_client(**settings)
             self._made_in = os.getpid()
         return self._client
 
@@ -309,11 +323,39 @@ def _check(answer: Any) -> None:
         raise from_http_response(answer)  # type: ignore[no-untyped-call]
 
 
-def _make_client() -> Any:
+def _settings(client: Any) -> dict[str, Any]:
+    """Return what makes a client of the same identity, for the same server."""
+    return {
+        "project": client.project,
+        "credentials": client._credentials,  # noqa: SLF001 -- no other way
+        "client_options": {"api_endpoint": client.api_endpoint},
+    }
+
+
+def _is_anonymous(credentials: Any) -> bool:
+    from google.auth.credentials import AnonymousCredentials
+
+    return isinstance(credentials, AnonymousCredentials)
+
+
+def _is_of_this_machine(credentials: Any) -> bool:
+    """Whether a client without arguments would have these credentials, as far as can be seen."""
+    from google.auth.exceptions import DefaultCredentialsError
+
+    try:
+        found = _make_client(project=None)._credentials  # noqa: SLF001 -- as above
+    except DefaultCredentialsError:
+        return False
+    emails = {getattr(each, "service_account_email", None) for each in (credentials, found)}
+    # A machine of Google's says "default" until it has asked for the name.
+    return type(credentials) is type(found) and (len(emails) == 1 or "default" in emails)
+
+
+def _make_client(**settings: Any) -> Any:
     try:
         from google.cloud import storage
     except ImportError as error:
         raise ImportError(
             "A GCS store needs google-cloud-storage: pip install 'casartifacts[gcs]'"
         ) from error
-    return storage.Client()
+    return storage.Client(**settings)

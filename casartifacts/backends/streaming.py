@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from casartifacts.bodies import Range
     from casartifacts.protocols import Backend
 
-__all__ = ["Guarded", "Placed", "VersionedReader", "byte_range", "empty_range", "stream_reader"]
+__all__ = [
+    "Guarded",
+    "Placed",
+    "VersionedReader",
+    "byte_range",
+    "credentials_stay",
+    "empty_range",
+    "stream_reader",
+]
 
 # Small, so that larger reads go straight into the buffer of whoever reads.
 _BUFFER_SIZE = 2**16
@@ -95,6 +103,15 @@ class Guarded(io.RawIOBase):
             if self._raised is not None and error is not self._raised:
                 raise self._raised from error
             raise
+
+
+def credentials_stay(backend: Backend) -> TypeError:
+    """Make the error of a pickle that would come out with another identity."""
+    return TypeError(
+        f"{backend!r} cannot be pickled: its client was handed in, with other credentials than the "
+        "settings of this machine give, and credentials do not travel. Set them in the environment "
+        "or a profile, or make the store in the other process, as open_store does."
+    )
 
 
 def empty_range(backend: Backend, name: str) -> BinaryIO:
