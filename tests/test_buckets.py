@@ -417,6 +417,34 @@ def test_keys_that_are_renewed_are_those_of_the_same_role(machine: pytest.Monkey
         pickle.dumps(store)
 
 
+# Prints how many connections each client keeps, and how many threads may want one.
+_CONNECTIONS = """
+from casartifacts import parallel
+from casartifacts.backends.boto3 import Boto3ArtifactStore
+from casartifacts.backends.gcs import GCSArtifactStore
+s3 = Boto3ArtifactStore("b").client._endpoint.http_session._max_pool_connections
+session = GCSArtifactStore("b").client._http
+adapters = [session.get_adapter(f"{scheme}://host") for scheme in ("http", "https")]
+kept = [adapter.poolmanager.connection_pool_kw["maxsize"] for adapter in adapters]
+print(parallel.THREADS, s3, *kept)
+"""
+
+
+def test_clients_keep_a_connection_for_every_thread() -> None:
+    environment = {
+        **os.environ,
+        "CASARTIFACTS_WORKERS": "100",
+        "STORAGE_EMULATOR_HOST": "http://127.0.0.1:9",
+    }
+    made = subprocess.run(
+        [sys.executable, "-c", _CONNECTIONS], env=environment, check=True, capture_output=True
+    )
+    threads, *kept = map(int, made.stdout.split())
+    assert threads > 100
+    assert len(kept) == 3
+    assert min(kept) >= threads
+
+
 @pytest.mark.parametrize(
     ("module", "kind", "extra"),
     [("boto3", Boto3ArtifactStore, "s3"), ("google.cloud", GCSArtifactStore, "gcs")],

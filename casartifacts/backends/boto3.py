@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from casartifacts import errors, names
 from casartifacts.backends.streaming import (
+    CONNECTIONS,
     Guarded,
     Placed,
     byte_range,
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["Boto3ArtifactStore"]
 
 _logger = logging.getLogger(__name__)
-
-# The pool has at most 8 workers; a caller's own threads come on top.
-_CONNECTIONS = 32
 
 # Seconds to connect (and to hand on a piece of a body), and to wait for the next bytes of an
 # answer. The SDK waits 60 for each: ten tries into a black hole would take ten minutes.
@@ -294,7 +292,7 @@ class Boto3ArtifactStore:
             raise ImportError("An S3 store needs boto3: pip install 'casartifacts[s3]'") from error
         session: Any = boto3
         settings = self._settings or {
-            "max_pool_connections": _CONNECTIONS,
+            "max_pool_connections": CONNECTIONS,
             "connect_timeout": _CONNECT_TIMEOUT,
             "read_timeout": _READ_TIMEOUT,
             # The default CRC32 trailer is refused by Ceph (411) and Swift (501) over https, and

@@ -23,6 +23,7 @@ from urllib.parse import quote
 
 from casartifacts import errors, names
 from casartifacts.backends.streaming import (
+    CONNECTIONS,
     Guarded,
     Placed,
     byte_range,
@@ -42,6 +43,9 @@ __all__ = ["GCSArtifactStore"]
 # Seconds to connect (and to hand on a piece of a body), and to wait for the next bytes of an
 # answer. The library waits 60 for each: ten tries into a black hole would take ten minutes.
 _TIMEOUT = (10, 30)
+
+# To how many hosts connections are kept: the default of requests.
+_HOSTS = 10
 
 
 class GCSArtifactStore:
@@ -358,4 +362,8 @@ def _make_client(**settings: Any) -> Any:
         raise ImportError(
             "A GCS store needs google-cloud-storage: pip install 'casartifacts[gcs]'"
         ) from error
-    return storage.Client(**settings)
+    client: Any = storage.Client(**settings)
+    # Not a new adapter: that of mTLS has a certificate.
+    for adapter in client._http.adapters.values():  # noqa: SLF001 -- as above
+        adapter.init_poolmanager(_HOSTS, CONNECTIONS)
+    return client

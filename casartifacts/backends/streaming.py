@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from casartifacts import errors, names
+from casartifacts import errors, names, parallel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from casartifacts.protocols import Backend
 
 __all__ = [
+    "CONNECTIONS",
     "Guarded",
     "Placed",
     "VersionedReader",
@@ -25,6 +26,12 @@ __all__ = [
     "empty_range",
     "stream_reader",
 ]
+
+CONNECTIONS = parallel.THREADS + 16
+"""How many connections a client keeps: one for each thread of the pool, and some for the caller's.
+
+What an SDK opens beyond its number it drops after one request, and opens anew for the next.
+"""
 
 # Small, so that larger reads go straight into the buffer of whoever reads.
 _BUFFER_SIZE = 2**16
