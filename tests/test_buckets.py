@@ -20,7 +20,7 @@ import requests
 from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.credentials import RefreshableCredentials
-from google.api_core.exceptions import NotFound
+from google.api_core.exceptions import NotFound, ServiceUnavailable
 from google.auth.credentials import AnonymousCredentials, Credentials
 from google.cloud import storage
 from requests.adapters import HTTPAdapter
@@ -32,7 +32,7 @@ from casartifacts.backends.gcs import GCSArtifactStore
 from casartifacts.backoff import Backoff
 from casartifacts.cache import ArtifactCache
 from casartifacts.store import ContentStore
-from casartifacts.testing import Check, checks
+from casartifacts.testing import Body, Check, checks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -415,6 +415,28 @@ def test_keys_that_are_renewed_are_those_of_the_same_role(machine: pytest.Monkey
     machine.setattr(found, lambda _: assumed("two", "iam-role"))
     with pytest.raises(TypeError):
         pickle.dumps(store)
+
+
+@pytest.mark.parametrize("method", ["write", "write_if_absent"])
+def test_an_upload_to_gcs_is_tried_again_from_its_beginning(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    answers = Answers((503, b""), (200, b'{"size": "4"}'))
+    getattr(GCSArtifactStore("b", answers.client()), method)("a", io.BytesIO(b"body"))
+    assert [sent.count(b"body") for sent in answers.sent] == [1, 1]
+
+
+def test_an_upload_to_gcs_is_sent_once_under_backoff_or_if_its_body_fails() -> None:
+    answers = Answers((503, b""))
+    store = GCSArtifactStore("b", answers.client())
+    store.retries_off()
+    with pytest.raises(ServiceUnavailable):
+        store.write("a", io.BytesIO(b"body"))
+    assert len(answers.sent) == 1
+    failing = Body(b"body", fails_at=4, failure=lambda: ConnectionError("theirs"))
+    with pytest.raises(ConnectionError, match="theirs"):
+        GCSArtifactStore("b", Answers().client()).write("a", failing)
 
 
 # Prints how many connections each client keeps, and how many threads may want one.

@@ -36,7 +36,7 @@ from casartifacts.buffers import BUFFER_SIZE
 from casartifacts.protocols import Entry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 __all__ = ["GCSArtifactStore"]
 
@@ -228,7 +228,7 @@ class GCSArtifactStore:
     def _ask(
         self, method: str, name: str, *, params: dict[str, str], kind: str = "", **options: Any
     ) -> Any:
-        """Make one request for an object; without a `Backoff`, as often as the library would."""
+        """Make one request for an object."""
         url = f"{self._objects(kind)}/{quote(self._placed.full_name(name), safe='')}"
 
         def ask() -> Any:
@@ -240,11 +240,19 @@ class GCSArtifactStore:
             _check(answer)
             return answer
 
+        return self._try(ask)
+
+    def _try(self, ask: Callable[[], Any], *, body: Guarded | None = None) -> Any:
+        """Make a request; without a `Backoff`, as often as the library would."""
         if not self._retries:
             return ask()
         from google.cloud.storage.retry import DEFAULT_RETRY
 
-        return DEFAULT_RETRY(ask)()
+        def passes(error: Exception) -> bool:
+            is_theirs = body is not None and body.raised is not None
+            return not is_theirs and DEFAULT_RETRY._predicate(error)  # noqa: SLF001 -- its own
+
+        return DEFAULT_RETRY.with_predicate(passes)(ask)()
 
     def _write(self, name: str, content_body: BinaryIO, params: dict[str, str]) -> None:
         full_name = self._placed.full_name(name)  # refused before the body is touched
@@ -261,22 +269,28 @@ class GCSArtifactStore:
 
     def _upload(self, full_name: str, content: Range, params: dict[str, str]) -> None:
         body = Guarded(content)
-        message = _Message(body, name=full_name)
-        with body.errors_as_they_are():
-            answer = self.client._http.request(  # noqa: SLF001 -- as above
-                "POST",
-                self._objects("upload/"),
-                params={"uploadType": "multipart", **self._params(), **self._extra_args, **params},
-                headers={"Content-Type": message.content_type},
-                data=message,
-                timeout=_TIMEOUT,
-            )
-        _check(answer)
-        if int(answer.json()["size"]) != len(body):
-            raise ConnectionError(
-                f"{full_name} has {answer.json()['size']} bytes in {self!r} after {len(body)} were "
-                "sent"
-            )
+        params = {"uploadType": "multipart", **self._params(), **self._extra_args, **params}
+
+        def send() -> None:
+            body.seek(0)
+            message = _Message(body, name=full_name)
+            with body.errors_as_they_are():
+                answer = self.client._http.request(  # noqa: SLF001 -- as above
+                    "POST",
+                    self._objects("upload/"),
+                    params=params,
+                    headers={"Content-Type": message.content_type},
+                    data=message,
+                    timeout=_TIMEOUT,
+                )
+            _check(answer)
+            if int(answer.json()["size"]) != len(body):
+                raise ConnectionError(
+                    f"{full_name} has {answer.json()['size']} bytes in {self!r} after {len(body)} "
+                    "were sent"
+                )
+
+        self._try(send, body=body)
 
 
 class _Message:

@@ -63,12 +63,12 @@ class Placed:
 class Guarded(io.RawIOBase):
     """A body for an SDK, which may close it, and which wraps the errors that it raises.
 
-    `len()` is the length of the body, so that it can be announced.
+    `len()` is the length of the body, so that it can be announced; `raised` is its own last error.
     """
 
     def __init__(self, body: Range) -> None:
         self._body = body
-        self._raised: BaseException | None = None
+        self.raised: BaseException | None = None
 
     def __len__(self) -> int:
         return len(self._body)
@@ -94,7 +94,7 @@ class Guarded(io.RawIOBase):
         try:
             return self._body.read(size)
         except BaseException as error:
-            self._raised = error
+            self.raised = error
             raise
 
     def read_all(self) -> bytes:
@@ -107,8 +107,8 @@ class Guarded(io.RawIOBase):
         try:
             yield
         except BaseException as error:
-            if self._raised is not None and error is not self._raised:
-                raise self._raised from error
+            if self.raised is not None and error is not self.raised:
+                raise self.raised from error
             raise
 
 
