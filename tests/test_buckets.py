@@ -12,7 +12,7 @@ import subprocess
 import sys
 import uuid
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, cast
 
 import boto3
 import pytest
@@ -30,9 +30,10 @@ from casartifacts import errors, open_store
 from casartifacts.backends.boto3 import Boto3ArtifactStore
 from casartifacts.backends.gcs import GCSArtifactStore
 from casartifacts.backoff import Backoff
+from casartifacts.bodies import Range
 from casartifacts.cache import ArtifactCache
 from casartifacts.store import ContentStore
-from casartifacts.testing import Body, Check, checks
+from casartifacts.testing import Check, checks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -417,6 +418,10 @@ def test_keys_that_are_renewed_are_those_of_the_same_role(machine: pytest.Monkey
         pickle.dumps(store)
 
 
+def raise_(error: Exception) -> NoReturn:
+    raise error
+
+
 @pytest.mark.parametrize("method", ["write", "write_if_absent"])
 def test_an_upload_to_gcs_is_tried_again_from_its_beginning(
     method: str, monkeypatch: pytest.MonkeyPatch
@@ -434,9 +439,10 @@ def test_an_upload_to_gcs_is_sent_once_under_backoff_or_if_its_body_fails() -> N
     with pytest.raises(ServiceUnavailable):
         store.write("a", io.BytesIO(b"body"))
     assert len(answers.sent) == 1
-    failing = Body(b"body", fails_at=4, failure=lambda: ConnectionError("theirs"))
+    failures = [ConnectionError("theirs")]
+    body = Range(lambda *_: raise_(failures.pop()), start=0, length=4)
     with pytest.raises(ConnectionError, match="theirs"):
-        GCSArtifactStore("b", Answers().client()).write("a", failing)
+        GCSArtifactStore("b", Answers().client()).write("a", cast("BinaryIO", body))
 
 
 # Prints how many connections each client keeps, and how many threads may want one.
