@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["QUESTIONS", "WORKERS", "Beside", "in_order"]
+__all__ = ["QUESTIONS", "THREADS", "WORKERS", "Beside", "in_order"]
 
 _VARIABLE = "CASARTIFACTS_WORKERS"
 _MOST_WORKERS = 256
@@ -48,6 +48,9 @@ _HASHERS = 2
 QUESTIONS = 16
 """How many questions are asked at once: they wait for a round trip and move next to nothing."""
 
+THREADS = max(WORKERS, QUESTIONS) + _HASHERS
+"""How many threads the pool has at most."""
+
 _here = threading.local()
 
 _In = TypeVar("_In")
@@ -57,7 +60,7 @@ _Out = TypeVar("_Out")
 @cache
 def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(
-        max(WORKERS, QUESTIONS) + _HASHERS,
+        THREADS,
         thread_name_prefix="casartifacts",
         initializer=lambda: setattr(_here, "is_worker", True),
     )

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import filecmp
 import io
+import json
 import os
+import pickle
 import random
 import subprocess
 import sys
 import uuid
-from typing import TYPE_CHECKING, Any, cast
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, cast
 
+import boto3
 import pytest
+import requests
+from botocore import UNSIGNED
 from botocore.config import Config
+from botocore.credentials import RefreshableCredentials
+from google.api_core.exceptions import NotFound, ServiceUnavailable
+from google.auth.credentials import AnonymousCredentials, Credentials
+from google.cloud import storage
+from requests.adapters import HTTPAdapter
 from serving import Proxy
 
-from casartifacts import open_store
+from casartifacts import errors, open_store
 from casartifacts.backends.boto3 import Boto3ArtifactStore
 from casartifacts.backends.gcs import GCSArtifactStore
 from casartifacts.backoff import Backoff
+from casartifacts.bodies import Range
 from casartifacts.cache import ArtifactCache
 from casartifacts.store import ContentStore
 from casartifacts.testing import Check, checks
@@ -174,8 +186,6 @@ def test_what_each_request_must_carry_is_carried_by_each_that_knows_it(
     ceph: Server, use: Callable[[Server], None]
 ) -> None:
     """Encryption, storage class, rights, who pays: in the words of boto3."""
-    import boto3
-
     use(ceph)
     seen: list[tuple[str, dict[str, str]]] = []
 
@@ -227,6 +237,240 @@ def test_parameters_of_uploads_to_gcs_and_who_pays_are_sent(counted_gcs: tuple[P
     assert len(paths) == 4
     assert all("userProject=payer" in path for path in paths)
     assert ["predefinedAcl=private" in path for path in paths] == [True, False, False, False]
+
+
+class Answers(HTTPAdapter):
+    """Answers requests with what it was given, one after the other, and keeps what they sent."""
+
+    def __init__(self, *answers: tuple[int, bytes]) -> None:
+        super().__init__()
+        self._answers = iter(answers)
+        self.sent: list[bytes] = []
+
+    def send(self, request: requests.PreparedRequest, **_: Any) -> requests.Response:  # type: ignore[override]
+        body: Any = request.body or ()
+        self.sent.append(b"".join(body))
+        answer = requests.Response()
+        answer.status_code, told = next(self._answers)
+        answer.raw = io.BytesIO(told)
+        answer.request, answer.url = request, request.url or ""
+        return answer
+
+    def client(self) -> Any:
+        """Return a client of GCS that asks this."""
+        session = requests.Session()
+        session.mount("https://", self)
+        return storage.Client(project="p", credentials=AnonymousCredentials(), _http=session)  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize(
+    ("told", "met"),
+    [
+        ("No such object: my-bucket/runs/a-bucket", errors.ArtifactNotFound),
+        ("The specified bucket does not exist.", NotFound),
+    ],
+)
+def test_google_says_whether_the_object_or_the_bucket_is_missing(
+    told: str, met: type[Exception]
+) -> None:
+    """The bucket's and the object's name may have "bucket" in them."""
+    for body in (told.encode(), json.dumps({"error": {"code": 404, "message": told}}).encode()):
+        answers = Answers((404, body), (404, body))
+        store = GCSArtifactStore("my-bucket", answers.client(), prefix="runs")
+        with pytest.raises(met):
+            store.open_reader("a-bucket")
+        with pytest.raises(met):
+            store.remove("a-bucket")
+
+
+def identity(store: Any) -> tuple[object, ...]:
+    """Return who a store's client is to its server, and where that is."""
+    client = store.client
+    if isinstance(store, GCSArtifactStore):
+        credentials: Any = client._credentials
+        email = getattr(credentials, "service_account_email", None)
+        return type(credentials), email, client.project, client.api_endpoint
+    keys, config = client._request_signer._credentials, client.meta.config
+    signed = config.signature_version is not UNSIGNED
+    known = (keys and keys.access_key, signed, client.meta.region_name, client.meta.endpoint_url)
+    return (*known, config.s3, config.read_timeout, config.retries)
+
+
+def in_a_child(look: Callable[[], object]) -> object:
+    """Return what a forked process sees."""
+    here, there = os.pipe()
+    if not (child := os.fork()):
+        try:
+            os.write(there, pickle.dumps(look()))
+        finally:
+            os._exit(0)
+    os.close(there)
+    with os.fdopen(here, "rb") as seen:
+        sent = seen.read()
+    os.waitpid(child, 0)
+    return pickle.loads(sent)  # noqa: S301 -- made in this function
+
+
+class ServiceAccount(Credentials):
+    """Credentials of Google's that are somebody."""
+
+    service_account_email = "somebody@example.com"
+
+    def refresh(self, request: object) -> None:
+        """Need nothing."""
+
+
+def handed_in(kind: str) -> Any:
+    """Return a store with a client of a kind that no setting of the machine gives."""
+    if kind.startswith("gcs"):
+        credentials = ServiceAccount() if kind == "gcs" else AnonymousCredentials()  # type: ignore[no-untyped-call]
+        where = {"api_endpoint": "http://127.0.0.1:9"}
+        return GCSArtifactStore("b", storage.Client("theirs", credentials, client_options=where))
+    config = Config(
+        signature_version=UNSIGNED if kind == "s3 unsigned" else None,
+        s3={"addressing_style": "path"},
+        read_timeout=7,
+        retries={"total_max_attempts": 2, "mode": "standard"},
+    )
+    keys = ("a", "secret") if kind == "s3" else ()
+    session = boto3.Session(*keys, region_name="eu-north-1")
+    return Boto3ArtifactStore("b", session.client("s3", config=config, endpoint_url="http://there"))
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """A machine whose own settings give other credentials."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "the machine's")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    user = {"type": "authorized_user", "client_id": "1", "client_secret": "2", "refresh_token": "3"}
+    (tmp_path / "user.json").write_text(json.dumps(user))
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "user.json"))
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    return monkeypatch
+
+
+KINDS = ["s3", "s3 unsigned", "gcs", "gcs anonymous"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_client_that_was_handed_in_is_the_same_somebody_after_a_fork(kind: str) -> None:
+    store = handed_in(kind)
+    assert in_a_child(lambda: (identity(store), in_a_child(lambda: identity(store)))) == (
+        identity(store),
+        identity(store),
+    )
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_retries_that_are_off_stay_off_after_a_fork() -> None:
+    store = handed_in("s3")
+    store.retries_off()
+    retries = in_a_child(lambda: store.client.meta.config.retries["total_max_attempts"])
+    assert retries == 1
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize("kind", ["s3", "gcs"])
+def test_a_pickle_that_would_come_out_as_somebody_else_is_refused(kind: str) -> None:
+    store = handed_in(kind)
+    with pytest.raises(TypeError, match=r"ArtifactStore\('b'\).* credentials do not travel"):
+        pickle.dumps(store)
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize("kind", ["s3 unsigned", "gcs anonymous"])
+def test_a_pickled_store_stays_anonymous(kind: str) -> None:
+    store = handed_in(kind)
+    copy = pickle.loads(pickle.dumps(store))  # noqa: S301 -- made in this line
+    again = pickle.loads(pickle.dumps(copy))  # noqa: S301 -- made in this line
+    assert identity(store) == identity(copy) == identity(again)
+
+
+@pytest.mark.parametrize("kind", ["s3", "gcs"])
+def test_a_pickle_has_the_settings_and_no_secret_where_the_machine_has_the_credentials(
+    kind: str, machine: pytest.MonkeyPatch
+) -> None:
+    machine.setenv("AWS_ACCESS_KEY_ID", "a")
+    machine.setattr("google.auth.default", lambda **_: (ServiceAccount(), None))  # type: ignore[no-untyped-call]
+    store = handed_in(kind)
+    sent = pickle.dumps(store)
+    assert b"secret" not in sent
+    assert b"Credentials" not in sent
+    assert identity(pickle.loads(sent)) == identity(store)  # noqa: S301 -- made above
+
+
+def test_keys_that_are_renewed_are_those_of_the_same_role(machine: pytest.MonkeyPatch) -> None:
+    """A role that is assumed has other keys in each process."""
+    until = datetime.now(UTC) + timedelta(hours=1)
+
+    def assumed(key: str, method: str) -> Any:
+        return RefreshableCredentials(key, "secret", "token", until, dict, method)
+
+    store = handed_in("s3")
+    store.client._request_signer._credentials = assumed("one", "assume-role")
+    found = "botocore.session.Session.get_credentials"
+    machine.setattr(found, lambda _: assumed("two", "assume-role"))
+    assert b"secret" not in pickle.dumps(store)
+    machine.setattr(found, lambda _: assumed("two", "iam-role"))
+    with pytest.raises(TypeError):
+        pickle.dumps(store)
+
+
+def raise_(error: Exception) -> NoReturn:
+    raise error
+
+
+@pytest.mark.parametrize("method", ["write", "write_if_absent"])
+def test_an_upload_to_gcs_is_tried_again_from_its_beginning(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    answers = Answers((503, b""), (200, b'{"size": "4"}'))
+    getattr(GCSArtifactStore("b", answers.client()), method)("a", io.BytesIO(b"body"))
+    assert [sent.count(b"body") for sent in answers.sent] == [1, 1]
+
+
+def test_an_upload_to_gcs_is_sent_once_under_backoff_or_if_its_body_fails() -> None:
+    answers = Answers((503, b""))
+    store = GCSArtifactStore("b", answers.client())
+    store.retries_off()
+    with pytest.raises(ServiceUnavailable):
+        store.write("a", io.BytesIO(b"body"))
+    assert len(answers.sent) == 1
+    failures = [ConnectionError("theirs")]
+    body = Range(lambda *_: raise_(failures.pop()), start=0, length=4)
+    with pytest.raises(ConnectionError, match="theirs"):
+        GCSArtifactStore("b", Answers().client()).write("a", cast("BinaryIO", body))
+
+
+# Prints how many connections each client keeps, and how many threads may want one.
+_CONNECTIONS = """
+from casartifacts import parallel
+from casartifacts.backends.boto3 import Boto3ArtifactStore
+from casartifacts.backends.gcs import GCSArtifactStore
+s3 = Boto3ArtifactStore("b").client._endpoint.http_session._max_pool_connections
+session = GCSArtifactStore("b").client._http
+adapters = [session.get_adapter(f"{scheme}://host") for scheme in ("http", "https")]
+kept = [adapter.poolmanager.connection_pool_kw["maxsize"] for adapter in adapters]
+print(parallel.THREADS, s3, *kept)
+"""
+
+
+def test_clients_keep_a_connection_for_every_thread() -> None:
+    environment = {
+        **os.environ,
+        "CASARTIFACTS_WORKERS": "100",
+        "STORAGE_EMULATOR_HOST": "http://127.0.0.1:9",
+    }
+    made = subprocess.run(
+        [sys.executable, "-c", _CONNECTIONS], env=environment, check=True, capture_output=True
+    )
+    threads, *kept = map(int, made.stdout.split())
+    assert threads > 100
+    assert len(kept) == 3
+    assert min(kept) >= threads
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from casartifacts import errors, names
 from casartifacts.backends.streaming import (
+    CONNECTIONS,
     Guarded,
     Placed,
     byte_range,
+    credentials_stay,
     empty_range,
     stream_reader,
 )
@@ -34,9 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["Boto3ArtifactStore"]
 
 _logger = logging.getLogger(__name__)
-
-# The pool has at most 8 workers; a caller's own threads come on top.
-_CONNECTIONS = 32
 
 # Seconds to connect (and to hand on a piece of a body), and to wait for the next bytes of an
 # answer. The SDK waits 60 for each: ten tries into a black hole would take ten minutes.
@@ -52,6 +51,9 @@ _SMALL_SIZE = 2**20
 
 # A first-comer may be writing the same name: S3 answers 409 and says "try again".
 _MOST_CONFLICTS = 5
+
+# What is written for `botocore.UNSIGNED`, which cannot be pickled.
+_UNSIGNED = "unsigned"
 
 _MISSING = {"NoSuchKey", "404", "NotFound"}
 
@@ -71,6 +73,9 @@ _UNSAID = {
 
 class Boto3ArtifactStore:
     """Keeps each artifact as one object in a bucket.
+
+    A client that was handed in passes its credentials and settings on to the children of a fork; a
+    pickle takes the settings, and is refused where the credentials are not those of this machine.
 
     Args:
         bucket_name: The bucket; it exists.
@@ -103,6 +108,8 @@ class Boto3ArtifactStore:
         self._retries = True
         self._conditions = True
         self._client = client
+        self._handed_in = client is not None
+        self._settings: dict[str, Any] = {}
         self._made_in = os.getpid()
         if client is None:
             self._client = self._make_client()
@@ -118,11 +125,19 @@ class Boto3ArtifactStore:
         return f"Boto3ArtifactStore({', '.join(told)})"
 
     def __getstate__(self) -> dict[str, Any]:
-        # A client holds sockets, locks and perhaps secrets: the other process makes its own by its
-        # own settings, for the same server.
+        # A client holds sockets, locks and perhaps secrets: the other process makes its own with
+        # its own credentials, for the same server.
+        settings = self._settings
+        if self._handed_in:
+            if not _is_of_this_machine(_credentials(self.client)):
+                raise credentials_stay(self)
+            settings = _settings(self.client)
+            settings.pop("proxies", None)  # they may have a password in them
         return {
             **self.__dict__,
             "_client": None,
+            "_handed_in": False,
+            "_settings": settings,
             "_endpoint_url": self._endpoint_url or self.client.meta.endpoint_url,
         }
 
@@ -217,7 +232,7 @@ class Boto3ArtifactStore:
 
         Returns whether the server takes them with the checksum that boto3 adds.
         """
-        client = self._make_client(checksums="when_supported")
+        client = self._make_client(request_checksum_calculation="when_supported")
         where = {"Bucket": self.bucket, "Key": self._placed.full_name(name)}
         try:
             client.put_object(**where, Body=b"checksum", **self._extra("put_object"))
@@ -268,25 +283,35 @@ class Boto3ArtifactStore:
             )
         self.discard(source)
 
-    def _make_client(self, *, checksums: str = "when_required") -> Any:
+    def _make_client(self, **changes: str) -> Any:
         try:
             import boto3
+            import botocore
             from botocore.config import Config
         except ImportError as error:
             raise ImportError("An S3 store needs boto3: pip install 'casartifacts[s3]'") from error
-        config = Config(
-            max_pool_connections=_CONNECTIONS,
-            connect_timeout=_CONNECT_TIMEOUT,
-            read_timeout=_READ_TIMEOUT,
+        session: Any = boto3
+        settings = self._settings or {
+            "max_pool_connections": CONNECTIONS,
+            "connect_timeout": _CONNECT_TIMEOUT,
+            "read_timeout": _READ_TIMEOUT,
             # The default CRC32 trailer is refused by Ceph (411) and Swift (501) over https, and
             # some servers answer a range with the checksum of the whole object.
-            request_checksum_calculation=checksums,
-            response_checksum_validation="when_required",
+            "request_checksum_calculation": "when_required",
+            "response_checksum_validation": "when_required",
             # Else a body is read twice over http; what is stored is verified when it is read.
-            s3={"payload_signing_enabled": False},
-            **({} if self._retries else {"retries": {"total_max_attempts": 1}}),
-        )
-        client = boto3.client("s3", endpoint_url=self._endpoint_url, config=config)
+            "s3": {"payload_signing_enabled": False},
+        }
+        if self._handed_in:
+            settings = _settings(self._client)
+            given = botocore.session.get_session()
+            given._credentials = _credentials(self._client)  # noqa: SLF001 -- they renew themselves
+            session = boto3.Session(botocore_session=given)
+        if settings.get("signature_version") == _UNSIGNED:
+            changes["signature_version"] = botocore.UNSIGNED
+        retries = {} if self._retries else {"retries": {"total_max_attempts": 1}}
+        config = Config(**{**settings, **changes, **retries})
+        client = session.client("s3", endpoint_url=self._endpoint_url, config=config)
         _prepare(client)
         return client
 
@@ -395,6 +420,41 @@ class Boto3ArtifactStore:
                     return
             else:
                 return
+
+
+def _settings(client: Any) -> dict[str, Any]:
+    """Return the configuration of a client, with its region, in the words of botocore."""
+    import botocore
+
+    config = client.meta.config
+    told = {name: getattr(config, name) for name in config.OPTION_DEFAULTS}
+    settings = {name: value for name, value in told.items() if value is not None}
+    del settings["user_agent"]  # it would grow with each client
+    if settings["signature_version"] is botocore.UNSIGNED:
+        settings["signature_version"] = _UNSIGNED
+    elif settings["signature_version"] == "s3v4":
+        del settings["signature_version"]  # said aloud, it shuts out what a kind of bucket needs
+    return settings
+
+
+def _credentials(client: Any) -> Any:
+    return client._request_signer._credentials  # noqa: SLF001 -- no other way; boto3 has none
+
+
+def _is_of_this_machine(credentials: Any) -> bool:
+    """Whether a client without arguments would have these credentials, as far as can be seen."""
+    import botocore.session
+
+    if credentials is None:
+        return True
+    found = botocore.session.get_session().get_credentials()
+    if found is None:
+        return False
+    # Keys that are renewed are other ones in each process, also for the same role.
+    if hasattr(credentials, "refresh_needed") and credentials.method == found.method:
+        return True
+    same: bool = credentials.access_key == found.access_key
+    return same
 
 
 def _prepare(client: Any) -> None:

@@ -23,9 +23,11 @@ from urllib.parse import quote
 
 from casartifacts import errors, names
 from casartifacts.backends.streaming import (
+    CONNECTIONS,
     Guarded,
     Placed,
     byte_range,
+    credentials_stay,
     empty_range,
     stream_reader,
 )
@@ -34,7 +36,7 @@ from casartifacts.buffers import BUFFER_SIZE
 from casartifacts.protocols import Entry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 __all__ = ["GCSArtifactStore"]
 
@@ -42,9 +44,15 @@ __all__ = ["GCSArtifactStore"]
 # answer. The library waits 60 for each: ten tries into a black hole would take ten minutes.
 _TIMEOUT = (10, 30)
 
+# To how many hosts connections are kept: the default of requests.
+_HOSTS = 10
+
 
 class GCSArtifactStore:
     """Keeps each artifact as one object in a bucket.
+
+    A client that was handed in passes its credentials, project and endpoint on to the children of a
+    fork; a pickle is refused where the credentials are not those of this machine.
 
     Args:
         bucket_name: The bucket; it exists.
@@ -73,6 +81,8 @@ class GCSArtifactStore:
         self._extra_args = dict(extra_args or {})
         self._retries = True
         self._client = client
+        self._handed_in = client is not None
+        self._settings: dict[str, Any] = {}
         self._made_in = os.getpid()
         if client is None:
             self._client = _make_client()
@@ -82,14 +92,22 @@ class GCSArtifactStore:
         return f"GCSArtifactStore({self.bucket_name!r}{prefix})"
 
     def __getstate__(self) -> dict[str, Any]:
-        # A client holds sockets and secrets: the other process makes its own by its own settings.
-        return {**self.__dict__, "_client": None}
+        # A client holds sockets and secrets: the other process makes its own.
+        settings = self._settings
+        if self._handed_in:
+            settings = _settings(self.client)
+            if not _is_anonymous(settings["credentials"]):
+                if not _is_of_this_machine(settings["credentials"]):
+                    raise credentials_stay(self)
+                del settings["credentials"]
+        return {**self.__dict__, "_client": None, "_handed_in": False, "_settings": settings}
 
     @property
     def client(self) -> Any:
         """The client; another one after a fork, because sockets cannot be shared."""
         if self._client is None or self._made_in != os.getpid():
-            self._client = _make_client()
+            settings = _settings(self._client) if self._handed_in else self._settings
+            self._client = _make_client(**settings)
             self._made_in = os.getpid()
         return self._client
 
@@ -210,23 +228,31 @@ class GCSArtifactStore:
     def _ask(
         self, method: str, name: str, *, params: dict[str, str], kind: str = "", **options: Any
     ) -> Any:
-        """Make one request for an object; without a `Backoff`, as often as the library would."""
+        """Make one request for an object."""
         url = f"{self._objects(kind)}/{quote(self._placed.full_name(name), safe='')}"
 
         def ask() -> Any:
             answer = self.client._http.request(  # noqa: SLF001 -- its session, with its credentials
                 method, url, params={**self._params(), **params}, timeout=_TIMEOUT, **options
             )
-            if answer.status_code == 404 and b"bucket" not in answer.content.lower():  # noqa: PLR2004
+            if answer.status_code == 404 and _is_about_an_object(answer.content):  # noqa: PLR2004
                 raise errors.not_found(name, self)
             _check(answer)
             return answer
 
+        return self._try(ask)
+
+    def _try(self, ask: Callable[[], Any], *, body: Guarded | None = None) -> Any:
+        """Make a request; without a `Backoff`, as often as the library would."""
         if not self._retries:
             return ask()
         from google.cloud.storage.retry import DEFAULT_RETRY
 
-        return DEFAULT_RETRY(ask)()
+        def passes(error: Exception) -> bool:
+            is_theirs = body is not None and body.raised is not None
+            return not is_theirs and DEFAULT_RETRY._predicate(error)  # noqa: SLF001 -- its own
+
+        return DEFAULT_RETRY.with_predicate(passes)(ask)()
 
     def _write(self, name: str, content_body: BinaryIO, params: dict[str, str]) -> None:
         full_name = self._placed.full_name(name)  # refused before the body is touched
@@ -243,22 +269,28 @@ class GCSArtifactStore:
 
     def _upload(self, full_name: str, content: Range, params: dict[str, str]) -> None:
         body = Guarded(content)
-        message = _Message(body, name=full_name)
-        with body.errors_as_they_are():
-            answer = self.client._http.request(  # noqa: SLF001 -- as above
-                "POST",
-                self._objects("upload/"),
-                params={"uploadType": "multipart", **self._params(), **self._extra_args, **params},
-                headers={"Content-Type": message.content_type},
-                data=message,
-                timeout=_TIMEOUT,
-            )
-        _check(answer)
-        if int(answer.json()["size"]) != len(body):
-            raise ConnectionError(
-                f"{full_name} has {answer.json()['size']} bytes in {self!r} after {len(body)} were "
-                "sent"
-            )
+        params = {"uploadType": "multipart", **self._params(), **self._extra_args, **params}
+
+        def send() -> None:
+            body.seek(0)
+            message = _Message(body, name=full_name)
+            with body.errors_as_they_are():
+                answer = self.client._http.request(  # noqa: SLF001 -- as above
+                    "POST",
+                    self._objects("upload/"),
+                    params=params,
+                    headers={"Content-Type": message.content_type},
+                    data=message,
+                    timeout=_TIMEOUT,
+                )
+            _check(answer)
+            if int(answer.json()["size"]) != len(body):
+                raise ConnectionError(
+                    f"{full_name} has {answer.json()['size']} bytes in {self!r} after {len(body)} "
+                    "were sent"
+                )
+
+        self._try(send, body=body)
 
 
 class _Message:
@@ -292,6 +324,16 @@ class _Message:
         return self._pieces
 
 
+def _is_about_an_object(told: bytes) -> bool:
+    """Whether it is the object that is missing, not the bucket.
+
+    Google says "No such object: <bucket>/<name>", with whatever words are in these names, or "The
+    specified bucket does not exist."; emulators say less.
+    """
+    told = told.lower()
+    return b"no such object" in told or b"bucket" not in told
+
+
 def _check(answer: Any) -> None:
     from google.api_core.exceptions import from_http_response
 
@@ -299,11 +341,43 @@ def _check(answer: Any) -> None:
         raise from_http_response(answer)  # type: ignore[no-untyped-call]
 
 
-def _make_client() -> Any:
+def _settings(client: Any) -> dict[str, Any]:
+    """Return what makes a client of the same identity, for the same server."""
+    return {
+        "project": client.project,
+        "credentials": client._credentials,  # noqa: SLF001 -- no other way
+        "client_options": {"api_endpoint": client.api_endpoint},
+    }
+
+
+def _is_anonymous(credentials: Any) -> bool:
+    from google.auth.credentials import AnonymousCredentials
+
+    return isinstance(credentials, AnonymousCredentials)
+
+
+def _is_of_this_machine(credentials: Any) -> bool:
+    """Whether a client without arguments would have these credentials, as far as can be seen."""
+    from google.auth.exceptions import DefaultCredentialsError
+
+    try:
+        found = _make_client(project=None)._credentials  # noqa: SLF001 -- as above
+    except DefaultCredentialsError:
+        return False
+    emails = {getattr(each, "service_account_email", None) for each in (credentials, found)}
+    # A machine of Google's says "default" until it has asked for the name.
+    return type(credentials) is type(found) and (len(emails) == 1 or "default" in emails)
+
+
+def _make_client(**settings: Any) -> Any:
     try:
         from google.cloud import storage
     except ImportError as error:
         raise ImportError(
             "A GCS store needs google-cloud-storage: pip install 'casartifacts[gcs]'"
         ) from error
-    return storage.Client()
+    client: Any = storage.Client(**settings)
+    # Not a new adapter: that of mTLS has a certificate.
+    for adapter in client._http.adapters.values():  # noqa: SLF001 -- as above
+        adapter.init_poolmanager(_HOSTS, CONNECTIONS)
+    return client

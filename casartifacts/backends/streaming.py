@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from casartifacts import errors, names
+from casartifacts import errors, names, parallel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,7 +16,22 @@ if TYPE_CHECKING:
     from casartifacts.bodies import Range
     from casartifacts.protocols import Backend
 
-__all__ = ["Guarded", "Placed", "VersionedReader", "byte_range", "empty_range", "stream_reader"]
+__all__ = [
+    "CONNECTIONS",
+    "Guarded",
+    "Placed",
+    "VersionedReader",
+    "byte_range",
+    "credentials_stay",
+    "empty_range",
+    "stream_reader",
+]
+
+CONNECTIONS = parallel.THREADS + 16
+"""How many connections a client keeps: one for each thread of the pool, and some for the caller's.
+
+What an SDK opens beyond its number it drops after one request, and opens anew for the next.
+"""
 
 # Small, so that larger reads go straight into the buffer of whoever reads.
 _BUFFER_SIZE = 2**16
@@ -48,12 +63,12 @@ class Placed:
 class Guarded(io.RawIOBase):
     """A body for an SDK, which may close it, and which wraps the errors that it raises.
 
-    `len()` is the length of the body, so that it can be announced.
+    `len()` is the length of the body, so that it can be announced; `raised` is its own last error.
     """
 
     def __init__(self, body: Range) -> None:
         self._body = body
-        self._raised: BaseException | None = None
+        self.raised: BaseException | None = None
 
     def __len__(self) -> int:
         return len(self._body)
@@ -79,7 +94,7 @@ class Guarded(io.RawIOBase):
         try:
             return self._body.read(size)
         except BaseException as error:
-            self._raised = error
+            self.raised = error
             raise
 
     def read_all(self) -> bytes:
@@ -92,9 +107,18 @@ class Guarded(io.RawIOBase):
         try:
             yield
         except BaseException as error:
-            if self._raised is not None and error is not self._raised:
-                raise self._raised from error
+            if self.raised is not None and error is not self.raised:
+                raise self.raised from error
             raise
+
+
+def credentials_stay(backend: Backend) -> TypeError:
+    """Make the error of a pickle that would come out with another identity."""
+    return TypeError(
+        f"{backend!r} cannot be pickled: its client was handed in, with other credentials than the "
+        "settings of this machine give, and credentials do not travel. Set them in the environment "
+        "or a profile, or make the store in the other process, as open_store does."
+    )
 
 
 def empty_range(backend: Backend, name: str) -> BinaryIO:
