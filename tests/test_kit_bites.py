@@ -493,6 +493,13 @@ class OnlySaysWrittenIfAbsent(Folder):
         return True
 
 
+@breaks("write_if_absent_takes_a_body_with_nothing_but_read", meets=AttributeError)
+class AsksWhereTheBodyToKeepStands(Folder):
+    def write_if_absent(self, name: str, content_body: BinaryIO) -> bool:
+        content_body.tell()
+        return super().write_if_absent(name, content_body)
+
+
 @breaks("write_if_absent_writes_what_is_absent")
 class DoesNotSayWhetherWritten(Folder):
     def write_if_absent(self, name: str, content_body: BinaryIO) -> bool:

@@ -11,9 +11,11 @@ Rule 3: an error of the caller's body reaches the caller as it is, not wrapped b
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from casartifacts import errors, names
@@ -191,31 +193,30 @@ class Boto3ArtifactStore:
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
         """Write the object: one PUT, or parts where it is large."""
-        self._write(artifact_id, content_body)
+        with self._sending(artifact_id, content_body) as send:
+            send()
 
     def write_if_absent(self, name: str, content_body: BinaryIO) -> bool:
         """Write the object unless it exists; a server that cannot tell is asked first."""
-        if self._conditions:
-            for _ in range(_MOST_CONFLICTS):
-                start = content_body.tell()
+        with self._sending(name, content_body) as send:
+            tries = _MOST_CONFLICTS if self._conditions else 0
+            for _ in range(tries):
                 try:
-                    self._write(name, content_body, IfNoneMatch="*")
+                    send(IfNoneMatch="*")
                 except _client_error() as error:
                     if _status(error) == 412:  # noqa: PLR2004
                         return False
                     if _status(error) in {411, 501}:
                         self._conditions = False
-                    elif _status(error) != 409:  # noqa: PLR2004
-                        raise
-                    content_body.seek(start)
-                    if not self._conditions:
                         break
+                    if _status(error) != 409:  # noqa: PLR2004
+                        raise
                 else:
                     return True
-        if self.stat(name) is not None:
-            return False
-        self._write(name, content_body)
-        return True
+            if self.stat(name) is not None:
+                return False
+            send()
+            return True
 
     def remove(self, artifact_id: str) -> None:
         """Delete the object; S3 deletes what is missing without a word, so it is asked first."""
@@ -352,24 +353,27 @@ class Boto3ArtifactStore:
         )
         yield from pages
 
-    def _write(self, name: str, content_body: BinaryIO, **arguments: Any) -> None:
+    @contextlib.contextmanager
+    def _sending(self, name: str, content_body: BinaryIO) -> Iterator[Callable[..., None]]:
+        """Take a body once; yields what sends it, each time from its beginning."""
         full_name = self._placed.full_name(name)  # refused before the body is touched
         if isinstance(content_body, Range):
-            self._put(name, Guarded(content_body), **arguments)
+            yield partial(self._put, name, content_body)
             return
         source = take(content_body)
         try:
             size = source.size()
             if size <= _PART_SIZE:
-                body = Range(source.read_at, start=0, length=size)
-                self._put(name, Guarded(body), **arguments)
+                yield partial(self._put, name, Range(source.read_at, start=0, length=size))
             else:
-                self._write_parts(full_name, source.read_at, size)
+                yield lambda **_: self._write_parts(full_name, source.read_at, size)
             source.finish(size)
         finally:
             source.close()
 
-    def _put(self, name: str, body: Guarded, **arguments: Any) -> None:
+    def _put(self, name: str, content_body: Range, **arguments: Any) -> None:
+        content_body.seek(0)
+        body = Guarded(content_body)
         try:
             with body.errors_as_they_are():
                 # Bytes are sent at once, see `_ask_nothing`; an empty stream is none to boto3.

@@ -10,10 +10,10 @@ import io
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from casartifacts.protocols import Backend, Entry
-from casartifacts.testing.bodies import Body
+from casartifacts.testing.bodies import Body, OnlyRead
 from casartifacts.testing.expect import (
     FAILING_SIZE,
     at_once,
@@ -112,6 +112,15 @@ def write_if_absent_writes_what_is_absent(backend: Backend) -> None:
         expect(written is True, "True", repr(written))
         expect_open(body)
         expect_body(backend, f"{_NAME}{size}", some_bytes(size))
+
+
+@_check
+def write_if_absent_takes_a_body_with_nothing_but_read(backend: Backend) -> None:
+    """Contract 6: a body need have no other method than `read`, here too."""
+    body = cast("BinaryIO", OnlyRead(Body(some_bytes(100_000), most=30_000)))
+    written = backend.write_if_absent(_NAME, body)
+    expect(written is True, "True", repr(written))
+    expect_body(backend, _NAME, some_bytes(100_000))
 
 
 @_check
