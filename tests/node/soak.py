@@ -42,15 +42,11 @@ def contents(store: ContentStore, count: int, *, seed: int) -> Iterator[tuple[st
 
 
 def bytes_in(folder: Path) -> int:
-    """Return the bytes that the limit of a cache is about: contents, on their way in or put aside.
-
-    Beside them lie the table and some bytes of counters for each process.
-    """
+    """Return the bytes of everything in the folder of a cache but its table."""
     found = 0
     for above, _, names in os.walk(folder):
-        inside = Path(above).relative_to(folder).parts
-        if inside and inside[0] != "counters":
-            for name in names:
+        for name in names:
+            if Path(above) != folder:
                 with suppress(FileNotFoundError):
                     found += os.lstat(f"{above}/{name}").st_size
     return found
