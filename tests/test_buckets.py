@@ -247,7 +247,7 @@ class Answers(HTTPAdapter):
         self._answers = iter(answers)
         self.sent: list[bytes] = []
 
-    def send(self, request: requests.PreparedRequest, **_: Any) -> requests.Response:  # type: ignore[override]
+    def send(self, request: requests.PreparedRequest, **_: Any) -> requests.Response:  # type: ignore[override]  # requests has five more
         body: Any = request.body or ()
         self.sent.append(b"".join(body))
         answer = requests.Response()
@@ -260,7 +260,7 @@ class Answers(HTTPAdapter):
         """Return a client of GCS that asks this."""
         session = requests.Session()
         session.mount("https://", self)
-        return storage.Client(project="p", credentials=AnonymousCredentials(), _http=session)  # type: ignore[no-untyped-call]
+        return storage.Client(project="p", credentials=AnonymousCredentials(), _http=session)  # type: ignore[no-untyped-call]  # google.auth has no types
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ class ServiceAccount(Credentials):
 def handed_in(kind: str) -> Any:
     """Return a store with a client of a kind that no setting of the machine gives."""
     if kind.startswith("gcs"):
-        credentials = ServiceAccount() if kind == "gcs" else AnonymousCredentials()  # type: ignore[no-untyped-call]
+        credentials = ServiceAccount() if kind == "gcs" else AnonymousCredentials()  # type: ignore[no-untyped-call]  # as above
         where = {"api_endpoint": "http://127.0.0.1:9"}
         return GCSArtifactStore("b", storage.Client("theirs", credentials, client_options=where))
     config = Config(
@@ -393,7 +393,7 @@ def test_a_pickle_has_the_settings_and_no_secret_where_the_machine_has_the_crede
     kind: str, machine: pytest.MonkeyPatch
 ) -> None:
     machine.setenv("AWS_ACCESS_KEY_ID", "a")
-    machine.setattr("google.auth.default", lambda **_: (ServiceAccount(), None))  # type: ignore[no-untyped-call]
+    machine.setattr("google.auth.default", lambda **_: (ServiceAccount(), None))  # type: ignore[no-untyped-call]  # as above
     store = handed_in(kind)
     sent = pickle.dumps(store)
     assert b"secret" not in sent

@@ -128,7 +128,7 @@ def test_one_thing_after_another_is_done_beside_the_caller(items: list[int]) -> 
     beside = Beside()
     with beside:
         for item in items:
-            beside.begin(lambda item=item: done.append(work(item)))  # type: ignore[misc]
+            beside.begin(lambda item=item: done.append(work(item)))  # type: ignore[misc]  # of a default
         beside.end()
         assert done == items
         beside.end()

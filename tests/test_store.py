@@ -709,7 +709,7 @@ def test_a_store_of_optunas_is_a_place_too(tmp_path: Path) -> None:
 
 def test_a_body_that_is_refused_makes_no_store(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="binary mode"):
-        ContentStore(FileSystemArtifactStore(tmp_path / "store")).add("no stream")  # type: ignore[arg-type]
+        ContentStore(FileSystemArtifactStore(tmp_path / "store")).add("no stream")  # type: ignore[arg-type]  # on purpose
     assert not (tmp_path / "store").exists()
 
 

@@ -209,7 +209,7 @@ class Boto3ArtifactStore:
                     if _status(error) in {411, 501}:
                         self._conditions = False
                         break
-                    if _status(error) != 409:  # noqa: PLR2004
+                    if _status(error) != 409:  # noqa: PLR2004 -- a status of HTTP
                         raise
                 else:
                     return True

@@ -235,7 +235,7 @@ class GCSArtifactStore:
             answer = self.client._http.request(  # noqa: SLF001 -- its session, with its credentials
                 method, url, params={**self._params(), **params}, timeout=_TIMEOUT, **options
             )
-            if answer.status_code == 404 and _is_about_an_object(answer.content):  # noqa: PLR2004
+            if answer.status_code == 404 and _is_about_an_object(answer.content):  # noqa: PLR2004 -- HTTP
                 raise errors.not_found(name, self)
             _check(answer)
             return answer
