@@ -26,6 +26,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from node import soak
 
 from casartifacts import cache as cache_module
 from casartifacts.cache import (
@@ -39,6 +40,7 @@ from casartifacts.cache import (
     room,
     trust,
 )
+from casartifacts.cache import folder as places
 from casartifacts.cache import table as table_module
 from casartifacts.digest import digest_of
 
@@ -314,6 +316,44 @@ def test_a_content_as_large_as_the_limit_is_held_and_a_larger_one_passes_by(fold
     assert read(cache, digest_of(b"a" * 1_000)) == b"a" * 1_000
     assert not keep(ArtifactCache(folder, size_limit=0), b"c")
     assert keep(ArtifactCache(folder, size_limit=0), b"") is True
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["private", "shared"])
+def test_what_processes_count_and_note_fits_beside_contents_that_fill_the_cache(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *, shared: bool
+) -> None:
+    """As much of it as there can be, and not one byte of the limit is left unused."""
+    # By real files; a shared cache of this many notes would be large by half a GB only.
+    monkeypatch.setattr(room, "_LARGE", 2)
+    beside = 68_000 + (5_201_300 if shared else 0)
+    limit = 2 * beside
+    cache = ArtifactCache(folder, size_limit=limit, shared=shared)
+    most = limit - beside
+    assert not keep(cache, bytes(most + 1))
+    for number in range(1, 4):
+        assert keep(cache, bytes([number]) * (most // 3))
+    assert keep(cache, b"x" * (most % 3))
+    assert cache.counters.evictions == 0
+    # What 999 processes more leave, and notes up to the bound.
+    for number in range(1, 1_000):
+        shutil.copy(folder / "counters" / "000", folder / "counters" / f"{number:03}")
+    for number in range(3_999 * shared):
+        places.write_record(str(folder), digest_of(b"%d" % number), "x" * 1_200)
+    cache.remember("a name", "x" * 1_200)
+    assert cache.totals().bytes_fetched == 1_000 * most
+    assert len(list(folder.glob("records/*"))) == (4_000 if shared else 0)
+    assert limit - 500_000 * shared <= soak.bytes_in(folder) <= limit
+    assert cache.volume() == most
+    assert keep(cache, b"y")
+    assert cache.counters.evictions == 1
+
+
+def test_a_cache_so_small_that_it_would_be_felt_is_so_for_contents_alone(folder: Path) -> None:
+    """A hundred times what lies beside them is large."""
+    for limit, most in ((6_799_999, 6_799_999), (6_800_000, 6_732_000)):
+        cache = ArtifactCache(folder, size_limit=limit)
+        assert not keep(cache, bytes(most + 1))
+        assert keep(cache, bytes(most))
 
 
 def test_the_oldest_go_first_and_a_hit_makes_young_once_in_ten_minutes(folder: Path) -> None:

@@ -288,7 +288,7 @@ def test_there_are_no_more_files_than_the_bound(
     cache: ArtifactCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who finds no place counts for itself alone."""
-    monkeypatch.setattr(places, "_MOST_COUNTERS", 2)
+    monkeypatch.setattr(places, "MOST_COUNTERS", 2)
     hit(cache)
     ledgers = [counters._Ledger(str(cache.folder)) for _ in range(3)]
     for ledger in ledgers:

@@ -30,7 +30,7 @@ from casartifacts.cache.trust import is_own
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Counters", "Counting", "drop_broken", "totals"]
+__all__ = ["MOST_BYTES", "Counters", "Counting", "drop_broken", "totals"]
 
 
 @dataclass
@@ -71,6 +71,9 @@ class Counters:
 _RECORD = struct.Struct(f"<8s{len(fields(Counters))}Q")
 _MARK = b"casCnt1\n"
 _RECORD_SIZE = _RECORD.size + 4
+
+# What the files of all processes can take.
+MOST_BYTES = places.MOST_COUNTERS * _RECORD_SIZE
 
 # Larger numbers are of somebody who wants the sum to overflow.
 _LARGEST = 2**56

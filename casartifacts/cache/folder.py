@@ -45,6 +45,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 __all__ = [
+    "MOST_COUNTERS",
+    "MOST_IN_RECORD",
     "READ",
     "TABLE",
     "Aside",
@@ -102,13 +104,13 @@ _DAMAGED_TABLE = re.compile(rf"{re.escape(TABLE)}(-wal|-shm)?-[0-9a-f]{{16}}")
 _RECORD_FILE = re.compile(r"[0-9a-f]{64}(-[0-9a-f]{16})?")
 
 # A record holds at most 1,200 characters; what is longer is none.
-_MOST_IN_RECORD = 1_300
+MOST_IN_RECORD = 1_300
 
 # How many contents that turned out wrong, and files of a broken table, are kept for inspection.
 _MOST_DAMAGED = 4
 
 # Processes that count in the folder at once; more count for themselves alone.
-_MOST_COUNTERS = 1000
+MOST_COUNTERS = 1000
 
 # What opening answers when there is no file of ours in that place: none, a symlink, a FIFO.
 _NO_FILE = {errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO}
@@ -475,7 +477,7 @@ def read_record(folder: str, name: str) -> tuple[str, bool] | None:
         os.close(descriptor)
         return "", False
     with io.FileIO(descriptor) as file:
-        text = (file.read(_MOST_IN_RECORD) or b"").decode("ascii", errors="replace")
+        text = (file.read(MOST_IN_RECORD) or b"").decode("ascii", errors="replace")
         return text, is_own(status)
 
 
@@ -512,7 +514,7 @@ def bound_records(folder: str, most: int) -> bool:
 
 def counter_names() -> Iterator[str]:
     """Yield under which names processes may count, whether there is a file or not."""
-    for number in range(_MOST_COUNTERS):
+    for number in range(MOST_COUNTERS):
         yield f"{number:03}"
 
 

@@ -48,6 +48,9 @@ class _Content(NamedTuple):
 class Listing:
     """The contents and notes in a folder, by its listing."""
 
+    # The bytes of notes that lie beside it, with one more until the oldest have gone.
+    most_noted = (_MOST_RECORDS + 1) * places.MOST_IN_RECORD
+
     def __init__(self, folder: str) -> None:
         self._folder = folder
         self._depth = 0

@@ -1,7 +1,7 @@
 """Room for a content: how much there is, what others have reserved, and what must go for it.
 
 Rule 1: room is made before a content comes in, exact to the byte, and reserved for all processes by
-the name of the file that is to be filled.
+the name of the file that is to be filled; what they count and note has its room kept free for it.
 Rule 2: it is made in one transaction of the table, so that no two make it at once.
 Rule 3: nothing is deleted in vain.
 """
@@ -16,6 +16,7 @@ import stat
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from casartifacts.cache.counters import MOST_BYTES
 from casartifacts.cache.folder import READ, Filling, aside, delete, fillings, is_locked, lock
 from casartifacts.cache.slots import LEAST_KEPT
 
@@ -33,6 +34,10 @@ _MOST_BY_DEFAULT = 100 * 2**30
 
 # By default one part in twenty of the file system stays free, whatever the limit.
 _FREE_PARTS = 20
+
+# A cache that is not a hundred times as large as what may lie beside the contents would be felt to
+# be smaller by it: there it comes on top.
+_LARGE = 100
 
 # What the table may grow by while a content comes in, and the last block of its file.
 _SLACK = 2**16
@@ -62,6 +67,12 @@ def free(folder: str, *, floor: int | None = None) -> int:
     return _disk_of(folder).free - (default_floor(folder) if floor is None else floor)
 
 
+def _for_contents(table: AnyTable, limit: int) -> int:
+    """Return how much of a limit contents may take, so that all but the table keeps to it."""
+    beside = MOST_BYTES + table.most_noted
+    return limit - beside if limit >= _LARGE * beside else limit
+
+
 def _disk_of(folder: str) -> shutil._ntuple_diskusage:
     place = folder
     while not os.path.exists(place):
@@ -86,6 +97,7 @@ def reserve(
     If a living process fills a file with this content, that file is returned instead, unless it is
     one of `passing`; None are all.
     """
+    limit = _for_contents(table, limit)
     if size > limit or not hasattr(os, "pwrite"):
         return None
     with contextlib.ExitStack() as stack:

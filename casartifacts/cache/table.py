@@ -160,6 +160,9 @@ class Table(diskcache.Cache):  # type: ignore[misc] # diskcache ships no types
     What belongs together is done in `with table.transact():`.
     """
 
+    # The bytes of notes that lie beside it.
+    most_noted = 0
+
     def __init__(self, folder: str) -> None:
         self._connection: sqlite3.Connection | None = None
         # Whether this process has dropped what killed ones left among the contents.

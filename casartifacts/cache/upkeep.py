@@ -43,7 +43,7 @@ class Stat:
         folder: Where it is.
         contents: How many contents it holds.
         size: Their bytes.
-        size_limit: The most bytes of contents.
+        size_limit: The most bytes of the folder but its table.
         free: Bytes that are free on its file system.
         floor: Bytes of these that it leaves free.
         filling: How many contents are on their way in.
