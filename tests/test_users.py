@@ -25,6 +25,7 @@ import uuid
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, cast
 
 import pytest
@@ -894,6 +895,71 @@ def test_what_another_user_noted_of_an_id_is_not_believed_but_asked_for(folder: 
     assert as_user(ALICE, act_as_alice) == [b"right"] * 4 + [True]
 
 
+def test_a_large_shared_cache_is_looked_through_only_where_it_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever others did meanwhile: each process sees the same, and the oldest go first."""
+    from casartifacts.cache import listing
+
+    now = time.time()
+    folder = tmp_path / "cache"
+    bodies = [b"%d" % number * 50 for number in range(400)]
+    with closing(ArtifactCache(folder, shared=True)) as cache:
+        for body in bodies:
+            assert keep(cache, body)
+    path = {body: next(folder.glob(f"contents/*/{digest_of(body)}-*")) for body in bodies}
+    looked: list[str] = []
+    names_in = places.content_names_in
+
+    def count(folder: str, above: str) -> list[str]:
+        looked.append(above)
+        return names_in(folder, above)
+
+    def look(cache: ArtifactCache) -> tuple[int, int]:
+        looked.clear()
+        return cache.volume(), cache.stat().contents
+
+    monkeypatch.setattr(places, "content_names_in", count)
+    clock = SimpleNamespace(time=lambda: now, monotonic=time.monotonic, sleep=time.sleep)
+    monkeypatch.setattr(listing, "time", clock)
+    with closing(ArtifactCache(folder)) as cache:
+        # Another change within 10 ms might leave the ctime as it is.
+        held = look(cache)
+        folders = len({path.parent for path in path.values()})
+        assert (look(cache), len(looked)) == (held, 3 * folders)
+        now = time.time() + 3
+        assert (look(cache), len(looked)) == (held, folders)
+        assert (look(cache), looked) == (held, [])
+
+        # What comes, what goes, what is put aside, and what another program does.
+        steps: list[Callable[[ArtifactCache], object]] = [
+            lambda other: keep(other, b"new"),
+            lambda _: path[bodies[7]].unlink(),
+            lambda _: path[bodies[8]].rename(tmp_path / "elsewhere"),
+            lambda _: path[bodies[9]].chmod(0o600),
+            lambda _: path[bodies[9]].write_bytes(b"wrong"),
+            lambda other: read(other, digest_of(bodies[9])),
+            lambda _: shutil.rmtree(path[bodies[10]].parent),
+            lambda other: keep(other, bodies[10]),
+        ]
+        for step in steps:
+            with closing(ArtifactCache(folder)) as other:
+                step(other)
+            found = look(cache)
+            if step in steps[3:5]:
+                assert looked == []
+                # Its folder did not change; once in a minute it is looked into all the same.
+                now += 61
+                found = look(cache)
+                assert len(looked) >= folders - 1
+            else:
+                assert set(looked) <= {
+                    "contents/" + digest_of(b)[:2] for b in (b"new", *bodies[7:11])
+                }
+            with closing(ArtifactCache(folder)) as other:
+                assert found == look(other)
+
+
 def test_records_are_bounded_and_one_of_this_user_is_recalled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -901,6 +967,7 @@ def test_records_are_bounded_and_one_of_this_user_is_recalled(
     from casartifacts.cache import listing
 
     monkeypatch.setattr(listing, "_MOST_RECORDS", 20)
+    monkeypatch.setattr(listing, "_ONE_SEES_TO_IT_IN", 1)
     cache = ArtifactCache(tmp_path / "cache", shared=True)
     other = ArtifactCache(tmp_path / "cache")
     cache.remember("first", "text", at_once=False)

@@ -57,6 +57,7 @@ __all__ = [
     "close_content",
     "content_folders",
     "content_names",
+    "content_names_in",
     "content_names_of",
     "counter_names",
     "counters",
@@ -246,18 +247,24 @@ def new_content_name(digest: str) -> str:
 
 def content_folders(folder: str) -> list[str]:
     """Return the names of the folders of contents."""
-    found = (f"contents/{above}" for above in os.listdir(f"{folder}/contents"))
-    return [above for above in found if os.path.isdir(f"{folder}/{above}")]
+    with os.scandir(f"{folder}/contents") as found:
+        return [f"contents/{each.name}" for each in found if each.is_dir(follow_symlinks=False)]
 
 
 def content_names(folder: str) -> Iterator[str]:
-    """Yield the names of what lies among the contents."""
+    """Yield the names of what lies in the places of contents."""
     for above in content_folders(folder):
-        names = []
-        with contextlib.suppress(PermissionError):  # another user's, who closed it
-            names = os.listdir(f"{folder}/{above}")
-        for last in names:
-            yield f"{above}/{last}"
+        yield from content_names_in(folder, above)
+
+
+def content_names_in(folder: str, above: str) -> list[str]:
+    """Return the names of what lies in a folder of contents."""
+    if _leads_out(folder, above):
+        return []
+    with contextlib.suppress(PermissionError):  # another user's, who closed it
+        names = (f"{above}/{last}" for last in os.listdir(f"{folder}/{above}"))
+        return list(filter(_CONTENT_NAME.fullmatch, names))
+    return []
 
 
 def content_names_of(folder: str, digest: str) -> list[str]:
@@ -265,8 +272,8 @@ def content_names_of(folder: str, digest: str) -> list[str]:
     above = f"contents/{digest[:2]}"
     if not may_use(f"{folder}/{above}"):
         return []
-    names = os.listdir(f"{folder}/{above}")
-    return sorted(f"{above}/{name}" for name in names if name.startswith(digest))
+    names = content_names_in(folder, above)
+    return sorted(name for name in names if digest_of_content(name) == digest)
 
 
 def delete_content(folder: str, name: str) -> bool:
@@ -328,9 +335,12 @@ def path_of(folder: str, name: object, *, digest: str = "") -> str | None:
         return None
     if digest and digest_of_content(name) != digest:
         return None
-    if os.path.islink(f"{folder}/contents") or os.path.islink(f"{folder}/{name[:11]}"):
-        return None
-    return f"{folder}/{name}"
+    return None if _leads_out(folder, name[: len("contents/aa")]) else f"{folder}/{name}"
+
+
+def _leads_out(folder: str, above: str) -> bool:
+    """Tell whether the way to a folder of contents is by a symlink."""
+    return os.path.islink(f"{folder}/contents") or os.path.islink(f"{folder}/{above}")
 
 
 def digest_of_content(name: str) -> str:

@@ -377,8 +377,8 @@ class Table(diskcache.Cache):  # type: ignore[misc] # diskcache ships no types
             if self.sql(_ANY_CONTENT).fetchone():
                 return
             for name in content_names(self._directory):
-                path = path_of(self._directory, name)
-                if path is not None and stat.S_ISREG((status := os.lstat(path)).st_mode):
+                status = os.lstat(f"{self._directory}/{name}")
+                if stat.S_ISREG(status.st_mode):
                     self.enter(digest_of_content(name), name, size=status.st_size, tag="")
 
     # Records
