@@ -319,6 +319,44 @@ def test_a_content_as_large_as_the_limit_is_held_and_a_larger_one_passes_by(fold
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["private", "shared"])
+@pytest.mark.parametrize("step", ["once in its place", "once it has its row", "as one is dropped"])
+def test_a_content_that_a_killed_process_left_counts_for_those_who_live_on(
+    folder: Path, step: str, *, shared: bool
+) -> None:
+    """They need no new process to find it: its room is theirs at their next content."""
+    cache = ArtifactCache(folder, size_limit=1_000, shared=shared)
+    for letter in (b"a", b"b", b"c", b"d"):
+        assert keep(cache, letter * 200)
+    process = os.fork()
+    if not process:
+        table = type(cache._database._table)
+        owner, name, acts = {
+            "once in its place": (places, "move_in", True),
+            "once it has its row": (table, "enter", True),
+            "as one is dropped": (table_module._Names, "remove", False),
+        }[step]
+        act: Any = getattr(owner, name)
+
+        def die(*arguments: Any, **options: Any) -> None:
+            if acts:
+                act(*arguments, **options)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        setattr(owner, name, die)
+        if acts:
+            keep(cache, b"killed" * 33)
+        cache.forget(digest_of(b"a" * 200))
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    assert status == (0 if shared and step == "as one is dropped" else -signal.SIGKILL)
+    for number in range(8):
+        assert keep(cache, bytes([number]) * 150)
+        assert bytes_in(folder) <= 1_000
+    assert cache.volume() == bytes_in(folder)
+    assert not list(folder.glob("tmp/*"))
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["private", "shared"])
 def test_what_processes_count_and_note_fits_beside_contents_that_fill_the_cache(
     folder: Path, monkeypatch: pytest.MonkeyPatch, *, shared: bool
 ) -> None:

@@ -45,7 +45,7 @@ from casartifacts.cache.counters import Counters, Counting, totals
 from casartifacts.cache.database import AnyTable, Database
 from casartifacts.cache.failures import CacheUnavailable, WrongError
 from casartifacts.cache.folder import Filling
-from casartifacts.cache.slots import Leftover, Slot
+from casartifacts.cache.slots import Slot, marked
 from casartifacts.cache.table import Row, is_record_name, is_record_text
 from casartifacts.cache.trust import Stamp, Watched, stamp_of
 from casartifacts.cache.upkeep import Cleaned, Stat, Verified
@@ -286,12 +286,12 @@ class ArtifactCache:
                 return file
         if got is None:
             return None
-        # Between the look before and the slot somebody may have published it, and whoever waited
-        # for that may have looked before it was known.
-        if (file := self._look_up(digest)) is not None:
-            got.close()
-            return file
         try:
+            # Between the look before and the slot somebody may have published it, and whoever
+            # waited for that may have looked before it was known.
+            if (file := self._look_up(digest)) is not None:
+                got.close()
+                return file
             fill(got)
             return got.publish()
         except CacheUnavailable as error:
@@ -522,7 +522,10 @@ class ArtifactCache:
             slot = self._reserve(nobodys, size=size)
             if slot is None:
                 return None
-            copy = _Copy(slot)
+            with contextlib.ExitStack() as unused:
+                unused.callback(slot.close)
+                copy = _Copy(slot)
+                unused.pop_all()
         with contextlib.ExitStack() as stack:
             stack.callback(copy.close)
             trust.verify(file, digest, copy_to=copy.fileno(), most=size)
@@ -593,8 +596,11 @@ class ArtifactCache:
             dropped = table.strike(digest, tag=row.tag)
             path = places.path_of(self._folder, row.name, digest=digest)
             if dropped and path is not None:
-                with contextlib.suppress(OSError):
+                try:
                     places.put_aside(self._folder, path)
+                except OSError:  # such as no folder to put it into
+                    with contextlib.suppress(OSError):
+                        places.delete(self._folder, path)
         if dropped:
             with self._counting as counters:
                 counters.heals += 1
@@ -645,20 +651,22 @@ class ArtifactCache:
         path = f"{self._folder}/{name}"
 
         def move_in(table: AnyTable) -> tuple[Watched, Stamp]:
-            with contextlib.ExitStack() as stack:
-                stack.callback(places.move_back, path, to=slot.path)
+            with contextlib.ExitStack() as after, contextlib.ExitStack() as opened:
                 # One transaction, so that nobody takes the file for one that has no row.
-                with table.transact():
+                with table.transact(), contextlib.ExitStack() as undo:
+                    after.enter_context(marked(self._folder, slot.digest))
+                    undo.callback(places.move_back, path, to=slot.path)
                     file = places.move_in(slot.path, slot.fileno(), to=path)
-                    stack.enter_context(file)
+                    opened.enter_context(file)
                     # After the rename, which changes the ctime.
                     stamp = stamp_of(os.fstat(file.fileno()))
                     if slot.stamp is None or not trust.is_same_but_for_links(slot.stamp, stamp):
                         raise CacheUnavailable("somebody changed a content on its way in")
                     tag = trust.tag(stamp, time.time())
                     table.enter(slot.digest, name, size=slot.size, tag=tag)
-                stack.pop_all()
-                return file, stamp
+                    undo.pop_all()
+                opened.pop_all()
+            return file, stamp
 
         file, stamp = self._database.ask(move_in, writes=True)
         with self._counting as counters:

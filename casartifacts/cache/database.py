@@ -142,6 +142,10 @@ class Database:
 
     def _replace(self, error: Exception) -> bool:
         """Put a broken database aside; returns whether it is worth trying again."""
+        if isinstance(error, FileNotFoundError) and not places.is_whole(self._folder):
+            self.close()
+            self._table = None  # to open it again makes what is missing
+            return True
         if isinstance(self._table, Listing):
             return False
         if self._has_replaced or not _is_broken(error, self._path):

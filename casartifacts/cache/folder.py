@@ -71,6 +71,7 @@ __all__ = [
     "is_cache",
     "is_counter",
     "is_locked",
+    "is_whole",
     "lock",
     "make",
     "make_filling",
@@ -146,8 +147,7 @@ def make(folder: str, *, shared: bool = False) -> None:
     is_shared = bool(_group_rights(folder))
     if not os.listdir(folder):
         _write_new(f"{folder}/CACHEDIR.TAG", _CACHEDIR_TAG, mode=0o640 if is_shared else 0o600)
-    names = ["contents", "tmp", "damaged", "counters"]
-    for name in names if is_private(folder) else [*names, "records"]:
+    for name in _parts(folder):
         if not os.path.isdir(f"{folder}/{name}"):
             _make_below(f"{folder}/{name}")
         if os.path.islink(f"{folder}/{name}"):
@@ -158,6 +158,18 @@ def make(folder: str, *, shared: bool = False) -> None:
 def is_cache(folder: str) -> bool:
     """Tell whether there is a cache in a folder, or what is left of one."""
     return os.path.lexists(f"{folder}/{TABLE}") or os.path.isdir(f"{folder}/contents")
+
+
+def is_whole(folder: str) -> bool:
+    """Tell whether nothing of what `make` makes is missing in a folder."""
+    with contextlib.suppress(FileNotFoundError):
+        return all(os.path.isdir(f"{folder}/{name}") for name in _parts(folder))
+    return False
+
+
+def _parts(folder: str) -> list[str]:
+    names = ["contents", "tmp", "damaged", "counters"]
+    return names if is_private(folder) else [*names, "records"]
 
 
 def _group_rights(folder: str) -> int:

@@ -114,7 +114,9 @@ class Listing:
 
     def refresh(self, digest: str, name: str, *, tag: str, now: float) -> None:  # noqa: ARG002 -- as in Table
         """Make a content young: a rename sets its ctime, also if its file is another user's."""
-        places.rename_content(self._folder, name, places.new_content_name(digest))
+        # In a transaction, so that nobody who lists the folder misses it between two names.
+        with self.transact():
+            places.rename_content(self._folder, name, places.new_content_name(digest))
 
     def drop(self, digest: str) -> None:
         """Delete a content."""
@@ -171,7 +173,7 @@ class Listing:
         """Do nothing: there are no rows that a content could be without."""
         return []
 
-    def sweep(self) -> None:
+    def sweep(self, *, anew: bool) -> None:
         """Do nothing, for the same reason."""
 
     def _all(self) -> Iterator[_Content]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import shutil
 import stat
@@ -102,8 +103,10 @@ def reserve(
         return None
     with contextlib.ExitStack() as stack:
         with table.transact():
-            table.sweep()
             found = _survey(folder)
+            # One of those who ended may have been killed as a content got its place.
+            table.sweep(anew=bool(found.ended))
+            _drop(folder, found.ended)
             if passing is not None:
                 for filling in found.living:
                     if filling.digest == digest and filling.path not in passing:
@@ -119,11 +122,11 @@ def reserve(
             )
             if excess > can_go:
                 return None
-            excess -= _drop(folder, [*found.aside, *spare], excess)
+            excess -= sum(_drop(folder, [*found.aside, *spare], excess))
             evicted, dropped = table.drop_oldest(excess)
             excess -= dropped
             if excess > 0:
-                excess -= _drop(folder, leftovers, excess)
+                excess -= sum(_drop(folder, leftovers, excess))
             with counting as counters:
                 counters.evictions += evicted
             if excess > 0:
@@ -151,15 +154,11 @@ def being_filled(folder: str, digest: str, *, passing: set[str]) -> Filling | No
 
 def drop_left(table: AnyTable, *, folder: str) -> list[int]:
     """Delete what dead processes had been filling; returns how many bytes each file had."""
-    gone = []
     # In a transaction, as a slot is made in one: its file is there before it is locked.
     with table.transact():
-        for filling in fillings(folder):
-            with contextlib.suppress(OSError):
-                if _is_left(filling.path, status := os.lstat(filling.path)):
-                    delete(folder, filling.path)
-                    gone.append(status.st_size)
-    return gone
+        found = _survey(folder)
+        table.sweep(anew=bool(found.ended))
+        return _drop(folder, [*found.ended, *found.left])
 
 
 class _Left(NamedTuple):
@@ -177,7 +176,8 @@ class _Found(NamedTuple):
         living: Files that living processes fill.
         promised: The bytes that these reserve.
         unwritten: How many of them are not on the disk yet.
-        left: What dead ones have filled.
+        left: What dead ones have filled, for others to go on from.
+        ended: What is left of dead ones and of no use.
         aside: What was put aside.
     """
 
@@ -185,14 +185,16 @@ class _Found(NamedTuple):
     promised: int
     unwritten: int
     left: list[_Left]
+    ended: list[_Left]
     aside: list[_Left]
 
 
 def _survey(folder: str) -> _Found:
-    """Look through the folder, and drop what is of no more use."""
+    """Look through the folder."""
     put_aside = [_Left(path, size, "") for path, size in aside(folder)]
     found: list[tuple[float, _Left]] = []
     living: list[Filling] = []
+    ended: list[_Left] = []
     promised = unwritten = 0
     for filling in fillings(folder):
         with contextlib.suppress(FileNotFoundError):
@@ -201,23 +203,29 @@ def _survey(folder: str) -> _Found:
                 living.append(filling)
                 promised += filling.size
                 unwritten += max(0, filling.size - status.st_blocks * 512)
-            elif status.st_size < LEAST_KEPT or _age(status) > _KEPT_SECONDS:
-                delete(folder, filling.path)
+                continue
+            file = _Left(filling.path, status.st_size, filling.digest)
+            if file.size < LEAST_KEPT or _age(status) > _KEPT_SECONDS:
+                ended.append(file)
             else:
-                left = _Left(filling.path, status.st_size, filling.digest)
-                found.append((status.st_mtime, left))
-    return _Found(living, promised, unwritten, [left for _, left in sorted(found)], put_aside)
+                found.append((status.st_mtime, file))
+    left = [left for _, left in sorted(found)]
+    return _Found(living, promised, unwritten, left, ended, put_aside)
 
 
-def _drop(folder: str, files: list[_Left], excess: int) -> int:
-    """Delete so many bytes of these files, the first ones first; returns how many went."""
-    dropped = 0
-    while dropped < excess and files:
+def _drop(folder: str, files: list[_Left], excess: float = math.inf) -> list[int]:
+    """Delete so many bytes of these files, the first ones first; returns the size of each gone."""
+    gone: list[int] = []
+    while files and sum(gone) < excess:
         file = files.pop(0)
-        with contextlib.suppress(FileNotFoundError):
+        try:
             delete(folder, file.path)
-        dropped += file.size
-    return dropped
+        except FileNotFoundError:
+            pass
+        except OSError:
+            continue  # another user keeps it
+        gone.append(file.size)
+    return gone
 
 
 def _age(status: os.stat_result) -> float:
@@ -227,7 +235,7 @@ def _age(status: os.stat_result) -> float:
 def _is_left(path: str, status: os.stat_result) -> bool:
     """Tell whether whoever filled this file is dead."""
     if not stat.S_ISREG(status.st_mode):
-        return False
+        return True  # nobody fills what is no file
     with contextlib.ExitStack() as stack:
         try:
             file, same = (stack.enter_context(io.FileIO(os.open(path, READ))) for _ in range(2))

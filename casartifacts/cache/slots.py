@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from casartifacts.cache.trust import Stamp
 
-__all__ = ["LEAST_KEPT", "Leftover", "Slot"]
+__all__ = ["LEAST_KEPT", "Leftover", "Slot", "marked"]
 
 # What an interrupted attempt has filled is kept from this size on: below, a fetch is one request.
 LEAST_KEPT = 2**20
@@ -70,12 +70,7 @@ class Slot:
         self._lock = threading.Lock()
         # What it is when it is published.
         self.stamp: Stamp | None = None
-        self.path, self._descriptor = places.make_filling(folder, digest, size=size)
-        # Who asks whether a file is locked holds it for some microseconds.
-        for _ in range(_LOCK_TRIES):
-            if places.lock(self._descriptor) is not False:
-                break
-            time.sleep(0.001)
+        self.path, self._descriptor = _make_locked(folder, digest, size=size)
 
     def fileno(self) -> int:
         """Return the descriptor of the file, for reading and writing."""
@@ -163,3 +158,29 @@ class Slot:
                     if not keep or os.fstat(descriptor).st_size < LEAST_KEPT:
                         os.unlink(self.path)
                 os.close(descriptor)
+
+
+@contextlib.contextmanager
+def marked(folder: str, digest: str) -> Iterator[None]:
+    """Leave an empty file of a dead process's if the block does not get to its end.
+
+    Whoever makes room next knows by it that there may be a file among the contents that has no row.
+    It is entered in a transaction, as a slot is made in one, and left after that.
+    """
+    path, descriptor = _make_locked(folder, digest, size=0)
+    try:
+        yield
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+    finally:
+        os.close(descriptor)
+
+
+def _make_locked(folder: str, digest: str, *, size: int) -> tuple[str, int]:
+    path, descriptor = places.make_filling(folder, digest, size=size)
+    # Who asks whether a file is locked holds it for some microseconds.
+    for _ in range(_LOCK_TRIES):
+        if places.lock(descriptor) is not False:
+            break
+        time.sleep(0.001)
+    return path, descriptor

@@ -145,12 +145,14 @@ class _Names(diskcache.Disk):  # type: ignore[misc] # diskcache ships no types
         """Refuse: files get their names where they are moved in."""
         raise NotImplementedError("contents are moved in, not written")
 
-    def remove(self, file_path: object) -> None:
-        """Delete the file of a content; whatever else is named is left alone."""
+    def remove(self, file_path: object) -> bool:
+        """Delete the file of a content, and tell whether it is gone; what else is named is none."""
         path = path_of(self._directory, file_path)
-        if path is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+        if path is None:
+            return True
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        return not os.path.isfile(path)
 
 
 class Table(diskcache.Cache):  # type: ignore[misc] # diskcache ships no types
@@ -251,7 +253,9 @@ class Table(diskcache.Cache):  # type: ignore[misc] # diskcache ships no types
 
     def drop(self, digest: str) -> None:
         """Delete a content and its row."""
-        self.delete(digest)
+        # In a transaction diskcache deletes the file before the row, as `drop_oldest` does.
+        with self.transact():
+            self.delete(digest)
 
     def strike(self, digest: str, *, tag: object) -> bool:
         """Delete a row but not its file; tells whether there was one with this tag."""
@@ -269,18 +273,21 @@ class Table(diskcache.Cache):  # type: ignore[misc] # diskcache ships no types
         Returns:
             How many contents went, and their bytes.
         """
-        dropped = freed = 0
+        dropped = freed = kept = 0
         while freed < excess:
             rows = self.sql(
                 "SELECT rowid, filename, size FROM Cache WHERE filename IS NOT NULL"
-                " ORDER BY store_time LIMIT 64"
+                " ORDER BY store_time LIMIT 64 OFFSET ?",
+                (kept,),
             ).fetchall()
             for rowid, name, size in rows:
                 if freed >= excess:
                     break
                 # The file before its row: a crash between them leaves a row without a file, which
                 # is a miss, and not a file without a row, which nobody would find.
-                self.disk.remove(name)
+                if not self.disk.remove(name):
+                    kept += 1
+                    continue
                 self.sql("DELETE FROM Cache WHERE rowid = ?", (rowid,))
                 freed += size if isinstance(size, int) else 0
                 dropped += 1
@@ -309,10 +316,10 @@ class Table(diskcache.Cache):  # type: ignore[misc] # diskcache ships no types
                 "SELECT rowid, filename, size FROM Cache WHERE filename IS NOT NULL LIMIT ?",
                 (PAGE,),
             ).fetchall()
-            for rowid, name, _ in rows:
-                self.disk.remove(name)
+            gone = [row for row in rows if self.disk.remove(row[1])]
+            for rowid, *_ in gone:
                 self.sql("DELETE FROM Cache WHERE rowid = ?", (rowid,))
-        return [size if isinstance(size, int) else 0 for *_, size in rows]
+        return [size if isinstance(size, int) else 0 for *_, size in gone]
 
     def drop_lost(self, *, after: int) -> tuple[int, int] | None:
         """Delete, of the page of rows that follows this one, those whose files are gone or cut.
@@ -352,13 +359,13 @@ class Table(diskcache.Cache):  # type: ignore[misc] # diskcache ships no types
         statement = "SELECT 1 FROM Cache WHERE key = ? AND raw = 1 AND filename = ?"
         return self.sql(statement, (digest_of_content(name), name)).fetchone() is not None
 
-    def sweep(self) -> None:
-        """Drop, once in a process, the contents without a row; in a transaction of the caller.
+    def sweep(self, *, anew: bool) -> None:
+        """Drop the contents without a row, once in a process or anew, in the caller's transaction.
 
         A file gets its place and its row in one transaction: whoever is inside of another one and
         finds a file without a row knows that its process was killed.
         """
-        if self.is_swept:
+        if self.is_swept and not anew:
             return
         rows = self.sql("SELECT filename FROM Cache WHERE filename IS NOT NULL")
         known = {name for (name,) in rows}

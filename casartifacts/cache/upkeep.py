@@ -124,8 +124,7 @@ def look(table: AnyTable, *, folder: str, size_limit: int, floor: int | None) ->
 
 def clean(folder: str, ask: Ask, *, everything: bool) -> Cleaned:
     """Take out what is of no use, or everything; `ask` does something with the table."""
-    left_over = ask(partial(room.drop_left, folder=folder))
-    aside = places.drop_aside(folder)
+    aside = ask(lambda _: places.drop_aside(folder))
     counters.drop_broken(folder)
     contents: list[int] = []
     while everything and (sizes := ask(lambda table: table.drop_some())):
@@ -134,8 +133,9 @@ def clean(folder: str, ask: Ask, *, everything: bool) -> Cleaned:
     while (page := ask(partial(_drop_lost, after=rowid))) is not None:
         lost, rowid = lost + page[0], page[1]
     strays: list[int] = []
-    for above in places.content_folders(folder):
+    for above in ask(lambda _: places.content_folders(folder)):
         strays += ask(partial(_drop_strays, above=above))
+    left_over = ask(partial(room.drop_left, folder=folder))
     return Cleaned(
         left_over=len(left_over),
         strays=len(strays),
