@@ -483,7 +483,7 @@ def cache_stat(settings: _Settings, *, as_json: bool) -> None:
         _put_line(json.dumps(known))
         return
     counted = known.pop("totals")
-    sizes = {"size", "size_limit", "free", "floor", "filling_size", "aside_size"}
+    sizes = {"size", "size_limit", "free", "floor", "filling_size", "left_size", "aside_size"}
     sizes |= {"bytes_served", "bytes_fetched"}
     width = max(map(len, (*known, *counted)))
     for name, value in (*known.items(), *counted.items()):

@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -396,6 +397,82 @@ def test_a_cache_so_small_that_it_would_be_felt_is_so_for_contents_alone(folder:
         cache = ArtifactCache(folder, size_limit=limit)
         assert not keep(cache, bytes(most + 1))
         assert keep(cache, bytes(most))
+
+
+def test_what_cannot_be_deleted_makes_no_room(without_privileges: Path) -> None:
+    """It stays counted, and what can be deleted goes instead."""
+    folder = without_privileges / "cache"
+    cache = ArtifactCache(folder, size_limit=1_000)
+    for letter in (b"a", b"b", b"c"):
+        assert keep(cache, letter * 300)
+    stuck = file_of(folder, digest_of(b"a" * 300))
+    stuck.parent.chmod(0o500)
+    try:
+        assert not keep(cache, b"d" * 800)
+        assert cache.volume() == bytes_in(folder) == 300
+        assert keep(cache, b"e" * 700)
+        assert cache.volume() == bytes_in(folder) == 1_000
+        assert cache.clean(everything=True).contents == 1
+        assert cache.volume() == bytes_in(folder) == 300
+    finally:
+        stuck.parent.chmod(0o700)
+    assert keep(cache, b"f" * 1_000)
+    assert bytes_in(folder) == 1_000
+
+
+def test_a_row_that_cannot_be_written_leaves_no_file_uncounted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the commit fails, after which the file lies in its place."""
+    cache = ArtifactCache(folder, size_limit=1_000)
+    neighbour = ArtifactCache(folder, size_limit=1_000)
+    assert keep(cache, b"a" * 100)
+    assert keep(neighbour, b"b" * 100)
+    digest = digest_of(b"c" * 500)
+
+    def fail(table: Any, statement: str, *arguments: Any) -> Any:
+        if statement == "COMMIT" and list(folder.glob(f"contents/*/{digest}-*")):
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise error
+        return table._con.execute(statement, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(table_module.Table, "_sql", property(lambda table: partial(fail, table)))
+        with pytest.raises(CacheUnavailable):
+            keep(cache, b"c" * 500)
+    assert bytes_in(folder) == 700
+    assert keep(neighbour, b"d" * 900)
+    assert bytes_in(folder) <= 1_000
+
+
+def test_a_forked_child_leaves_what_its_parent_fills_to_it(folder: Path) -> None:
+    """Its lock ends with the parent, and the child deletes nothing."""
+    cache = ArtifactCache(folder, size_limit=1_000)
+    assert keep(cache, b"a" * 100)
+    ends = os.pipe()
+    parent = os.fork()
+    if not parent:
+        with cache.admit("0" * 64, size=900) as slot:
+            child = os.fork()
+            if child:
+                os.write(ends[1], child.to_bytes(8, "little"))
+                time.sleep(100)
+            assert slot is not None
+            slot.close()
+            signal.pause()
+    child = int.from_bytes(os.read(ends[0], 8), "little")
+    try:
+        time.sleep(0.2)
+        assert len(list(folder.glob("tmp/*"))) == 1
+        assert not keep(cache, b"b" * 900)
+        os.kill(parent, signal.SIGKILL)
+        os.waitpid(parent, 0)
+        assert keep(cache, b"b" * 900)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        for end in ends:
+            os.close(end)
 
 
 def test_the_oldest_go_first_and_a_hit_makes_young_once_in_ten_minutes(folder: Path) -> None:

@@ -121,6 +121,22 @@ def delete_the_folder(place: Place) -> None:
     shutil.rmtree(place.cached)
 
 
+def delete_all_but_the_database(place: Place) -> None:
+    for path in place.cached.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+
+
+def flip_a_bit_where_nothing_can_be_put_aside(place: Place) -> None:
+    flip_a_bit(place)
+    shutil.rmtree(place.cached / "damaged")
+
+
+def delete_the_file_and_the_workshop(place: Place) -> None:
+    place.kept.unlink()
+    shutil.rmtree(place.cached / "tmp")
+
+
 @dataclass(frozen=True)
 class Fault:
     """What is done, and what then lies in `damaged/` and is said, where the cache looks at all.
@@ -144,6 +160,11 @@ FAULTS = {
     "a deleted database": Fault(delete_the_database, is_seen=False),
     "a corrupt database": Fault(spoil_the_database, aside="table", says=1, is_seen=False),
     "a deleted folder": Fault(delete_the_folder),
+    "all deleted but the database": Fault(delete_all_but_the_database, says=1),
+    "a bit flip, no damaged/": Fault(
+        flip_a_bit_where_nothing_can_be_put_aside, aside="if it was made again", says=1
+    ),
+    "a deleted file, no tmp/": Fault(delete_the_file_and_the_workshop, says=1),
 }
 
 
@@ -177,8 +198,11 @@ def test_a_fault_costs_a_fetch_at_most(  # noqa: PLR0917 -- pytest gives them by
     put_aside = [path.name for path in place.cached.glob("damaged/*")]
     if fault.aside == "content":
         assert [name[:64] for name in put_aside] == [place.artifact_id[:64]]
+    elif fault.aside == "if it was made again":
+        assert len(put_aside) == is_new
     else:
         assert bool(put_aside) == (fault.aside == "table" and is_seen)
+    assert len(list(place.cached.glob("contents/*/*"))) == 1
     with place.without_store():
         assert place.read(way) == place.body
         place.cache.close()

@@ -321,19 +321,19 @@ def test_a_shared_cache_is_looked_after_by_any_of_its_users(folder: Path) -> Non
         after = cache.stat()
         everything = cache.clean(everything=True)
         return [
-            (before.contents, before.size, before.filling),
+            (before.contents, before.size, before.filling, before.left),
             (verified.contents, verified.size, verified.wrong),
             (cleaned.left_over, cleaned.aside, cleaned.lost, cleaned.strays, cleaned.contents),
-            (after.contents, after.aside, after.filling),
+            (after.contents, after.aside, after.filling, after.left),
             (everything.contents, cache.volume()),
         ]
 
     sizes = list(map(len, bodies))
     assert as_user(BOB, act) == [
-        (4, sum(sizes), 1),
+        (4, sum(sizes), 0, 1),
         (2, sum(sizes[:2]), (digest_of(bodies[2]),)),
         (1, 1, 0, 0, 0),
-        (3, 0, 0),
+        (3, 0, 0, 0),
         (3, 0),
     ]
     assert not [*folder.glob("contents/*/*"), *folder.glob("tmp/*"), *folder.glob("damaged/*")]
@@ -427,6 +427,23 @@ def test_what_a_killed_neighbour_left_gives_its_room_back(folder: Path) -> None:
     os.utime(left, (0, 0))
     assert as_user(BOB, keep_as_bob)
     assert not left.exists()
+
+
+@pytest.mark.parametrize("kind", ["symlink", "folder", "fifo"])
+def test_what_is_no_file_holds_no_room(folder: Path, kind: str) -> None:
+    """Whoever may write there could else close the cache to all by a name."""
+    assert as_user(ALICE, make_shared(folder, SMALL))
+    path = folder / "tmp" / f"{'0' * 64}-{'0' * 16}-1-{10**17}"
+
+    def plant() -> None:
+        if kind == "symlink":
+            path.symlink_to("nothing")
+        else:
+            path.mkdir() if kind == "folder" else os.mkfifo(path)
+
+    as_user(ALICE, plant)
+    assert as_user(BOB, lambda: keep(ArtifactCache(folder), LARGE))
+    assert os.path.lexists(path) is (kind == "folder")
 
 
 def test_an_empty_folder_becomes_shared_and_a_used_one_stays_what_it_is(tmp_path: Path) -> None:
@@ -1065,8 +1082,27 @@ def test_a_folder_of_somebody_else_is_refused(place: Path, folder: Path) -> None
     kept, (said,) = as_user(STRANGER, refused(place / "shared"))
     assert not kept
     assert f"and group {ALICE}, of which this user is no member" in said
-    assert read(ArtifactCache(place / "private"), digest_of(SMALL)) == SMALL
     assert not (place / "private" / "cache.db-wal").exists()
+
+
+def test_root_reads_a_private_cache_of_another_user_and_writes_nothing_there(
+    place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it wrote there, its owner could neither count nor delete."""
+    folder = place / "private"
+    assert as_user(ALICE, lambda: keep(ArtifactCache(folder), SMALL))
+    cache = ArtifactCache(folder)
+    assert read(cache, digest_of(SMALL)) == SMALL
+    assert cache.stat().contents == len([SMALL])
+    with cache.admit(digest_of(LARGE), size=len(LARGE)) as slot:
+        assert slot is None
+    assert f"{folder} belongs to user {ALICE} alone: act as that user" in caplog.text
+    with pytest.raises(CacheUnavailable, match=f"belongs to user {ALICE} alone"):
+        cache.clean()
+    assert {path.stat().st_uid for path in folder.glob("contents/**")} == {ALICE}
+    assert as_user(ALICE, lambda: keep(ArtifactCache(folder), LARGE))
+    assert as_user(ALICE, lambda: ArtifactCache(folder).clean(everything=True)).contents == 2
+    assert not [*folder.glob("contents/*/*"), *folder.glob("tmp/*")]
 
 
 def test_a_symlink_that_another_user_planted_is_not_followed(place: Path) -> None:

@@ -119,6 +119,8 @@ class ArtifactCache:
     ) -> None:
         self.folder = Path(os.path.abspath(os.path.expanduser(folder)))
         self._folder = str(self.folder)
+        if "\0" in self._folder:
+            raise ValueError(f"The folder {str(folder)!r} holds a NUL, which no path can")
         if os.path.expandvars(self._folder) != self._folder:
             # diskcache would expand it, and keep its table elsewhere.
             raise ValueError(
@@ -391,7 +393,8 @@ class ArtifactCache:
                 folder=self._folder,
                 size_limit=self.size_limit,
                 floor=self._min_free,
-            )
+            ),
+            writes=False,
         )
 
     def verify(self) -> Verified:
@@ -407,9 +410,9 @@ class ArtifactCache:
         contents = size = 0
         wrong = []
         last = ""
-        while page := self._ask(partial(upkeep.digests, after=last)):
+        while page := self._ask(partial(upkeep.digests, after=last), writes=False):
             for last in page:
-                row = self._ask(partial(upkeep.find, digest=last))
+                row = self._ask(partial(upkeep.find, digest=last), writes=False)
                 if row is None:
                     continue  # evicted meanwhile
                 try:
@@ -654,7 +657,7 @@ class ArtifactCache:
             with contextlib.ExitStack() as after, contextlib.ExitStack() as opened:
                 # One transaction, so that nobody takes the file for one that has no row.
                 with table.transact(), contextlib.ExitStack() as undo:
-                    after.enter_context(marked(self._folder, slot.digest))
+                    after.enter_context(marked(self._folder, slot.digest, path))
                     undo.callback(places.move_back, path, to=slot.path)
                     file = places.move_in(slot.path, slot.fileno(), to=path)
                     opened.enter_context(file)
@@ -687,10 +690,10 @@ class ArtifactCache:
             self._warn(str(error), error.__cause__)
             return None
 
-    def _ask(self, act: Callable[[AnyTable], _T]) -> _T:
+    def _ask(self, act: Callable[[AnyTable], _T], *, writes: bool = True) -> _T:
         """Do something with the table for somebody who wants to know why it cannot be done."""
         try:
-            return self._database.ask(act, writes=True)
+            return self._database.ask(act, writes=writes)
         except CacheUnavailable as error:
             why = "" if error.__cause__ is None else f" ({error.__cause__})"
             raise CacheUnavailable(f"The cache in {self._folder}: {error}{why}") from error

@@ -79,7 +79,10 @@ class Database:
             if writes:
                 self._unwritable.check()
             try:
-                return act(self._open())
+                table = self._open()
+                if writes and isinstance(table, Listing):
+                    rights.check_writable(self._folder)
+                return act(table)
             except Exception as error:
                 if isinstance(error, CacheUnavailable):
                     if self._table is not None:

@@ -22,7 +22,7 @@ try:
 except ImportError:  # Windows
     grp = pwd = None  # type: ignore[assignment]
 
-__all__ = ["Refusal", "check", "elsewhere", "group_of", "refusal"]
+__all__ = ["Refusal", "check", "check_writable", "elsewhere", "group_of", "refusal"]
 
 # As many symlinks as Linux follows in one path.
 _MOST_LINKS = 40
@@ -39,6 +39,21 @@ def check(folder: str) -> None:
     """Raise `CacheUnavailable` if no cache may lie in a folder."""
     if refused := refusal(folder):
         raise CacheUnavailable(f"{refused.found}. {refused.advice}")
+
+
+def check_writable(folder: str) -> None:
+    """Raise `CacheUnavailable` if a folder is another user's alone: root may read what is there.
+
+    What it wrote there, its owner could neither count nor delete.
+    """
+    status = os.stat(folder)
+    if (
+        hasattr(os, "geteuid")
+        and status.st_uid != os.geteuid()
+        and not status.st_mode & stat.S_IWGRP
+    ):
+        found = f"{folder} belongs to user {_user(status.st_uid)} alone"
+        raise CacheUnavailable(f"{found}: act as that user, or name a folder of your own")
 
 
 def refusal(folder: str) -> Refusal | None:

@@ -28,7 +28,15 @@ if TYPE_CHECKING:
     from casartifacts.cache.database import AnyTable
     from casartifacts.cache.slots import Slot
 
-__all__ = ["being_filled", "default_floor", "default_limit", "drop_left", "free", "reserve"]
+__all__ = [
+    "being_filled",
+    "default_floor",
+    "default_limit",
+    "drop_left",
+    "free",
+    "reserve",
+    "survey",
+]
 
 # By default a tenth of the file system, but no more than this.
 _MOST_BY_DEFAULT = 100 * 2**30
@@ -103,7 +111,7 @@ def reserve(
         return None
     with contextlib.ExitStack() as stack:
         with table.transact():
-            found = _survey(folder)
+            found = survey(folder)
             # One of those who ended may have been killed as a content got its place.
             table.sweep(anew=bool(found.ended))
             _drop(folder, found.ended)
@@ -156,12 +164,12 @@ def drop_left(table: AnyTable, *, folder: str) -> list[int]:
     """Delete what dead processes had been filling; returns how many bytes each file had."""
     # In a transaction, as a slot is made in one: its file is there before it is locked.
     with table.transact():
-        found = _survey(folder)
+        found = survey(folder)
         table.sweep(anew=bool(found.ended))
         return _drop(folder, [*found.ended, *found.left])
 
 
-class _Left(NamedTuple):
+class Left(NamedTuple):
     """A file that may be deleted; its size is what is on the disk."""
 
     path: str
@@ -169,7 +177,7 @@ class _Left(NamedTuple):
     digest: str
 
 
-class _Found(NamedTuple):
+class Found(NamedTuple):
     """What lies in the folder beside the contents.
 
     Attributes:
@@ -184,17 +192,17 @@ class _Found(NamedTuple):
     living: list[Filling]
     promised: int
     unwritten: int
-    left: list[_Left]
-    ended: list[_Left]
-    aside: list[_Left]
+    left: list[Left]
+    ended: list[Left]
+    aside: list[Left]
 
 
-def _survey(folder: str) -> _Found:
+def survey(folder: str) -> Found:
     """Look through the folder."""
-    put_aside = [_Left(path, size, "") for path, size in aside(folder)]
-    found: list[tuple[float, _Left]] = []
+    put_aside = [Left(path, size, "") for path, size in aside(folder)]
+    found: list[tuple[float, Left]] = []
     living: list[Filling] = []
-    ended: list[_Left] = []
+    ended: list[Left] = []
     promised = unwritten = 0
     for filling in fillings(folder):
         with contextlib.suppress(FileNotFoundError):
@@ -204,16 +212,16 @@ def _survey(folder: str) -> _Found:
                 promised += filling.size
                 unwritten += max(0, filling.size - status.st_blocks * 512)
                 continue
-            file = _Left(filling.path, status.st_size, filling.digest)
+            file = Left(filling.path, status.st_size, filling.digest)
             if file.size < LEAST_KEPT or _age(status) > _KEPT_SECONDS:
                 ended.append(file)
             else:
                 found.append((status.st_mtime, file))
     left = [left for _, left in sorted(found)]
-    return _Found(living, promised, unwritten, left, ended, put_aside)
+    return Found(living, promised, unwritten, left, ended, put_aside)
 
 
-def _drop(folder: str, files: list[_Left], excess: float = math.inf) -> list[int]:
+def _drop(folder: str, files: list[Left], excess: float = math.inf) -> list[int]:
     """Delete so many bytes of these files, the first ones first; returns the size of each gone."""
     gone: list[int] = []
     while files and sum(gone) < excess:

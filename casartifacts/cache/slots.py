@@ -13,6 +13,7 @@ import contextlib
 import os
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING, BinaryIO
 
 from casartifacts.cache import folder as places
@@ -71,6 +72,7 @@ class Slot:
         # What it is when it is published.
         self.stamp: Stamp | None = None
         self.path, self._descriptor = _make_locked(folder, digest, size=size)
+        _living.add(self)
 
     def fileno(self) -> int:
         """Return the descriptor of the file, for reading and writing."""
@@ -149,6 +151,12 @@ class Slot:
                 os.unlink(path)
         return file
 
+    def let_go(self) -> None:
+        """Leave the file to the process that made it, with its lock, after a fork."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
     def close(self, *, keep: bool = False) -> None:
         """Delete the file unless it was published, or is worth going on from and is to be kept."""
         with self._lock:
@@ -161,18 +169,21 @@ class Slot:
 
 
 @contextlib.contextmanager
-def marked(folder: str, digest: str) -> Iterator[None]:
+def marked(folder: str, digest: str, path: str) -> Iterator[None]:
     """Leave an empty file of a dead process's if the block does not get to its end.
 
-    Whoever makes room next knows by it that there may be a file among the contents that has no row.
-    It is entered in a transaction, as a slot is made in one, and left after that.
+    Whoever makes room next knows by it that a file may lie in this path, among the contents, that
+    has no row. It is entered in a transaction, as a slot is made in one, and left after that.
     """
-    path, descriptor = _make_locked(folder, digest, size=0)
+    mark, descriptor = _make_locked(folder, digest, size=0)
+    is_done = False
     try:
         yield
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+        is_done = True
     finally:
+        if is_done or not os.path.lexists(path):
+            with contextlib.suppress(OSError):
+                os.unlink(mark)
         os.close(descriptor)
 
 
@@ -184,3 +195,16 @@ def _make_locked(folder: str, digest: str, *, size: int) -> tuple[str, int]:
             break
         time.sleep(0.001)
     return path, descriptor
+
+
+_living: weakref.WeakSet[Slot] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    # Else the lock would last as long as the child, and who has died would seem to live.
+    for slot in list(_living):
+        slot.let_go()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

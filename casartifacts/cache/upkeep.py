@@ -48,6 +48,8 @@ class Stat:
         floor: Bytes of these that it leaves free.
         filling: How many contents are on their way in.
         filling_size: The bytes that are reserved for them.
+        left: How many were on their way in when their processes were killed.
+        left_size: What there is of them, in bytes.
         aside: How many contents turned out wrong and lie in `damaged/`.
         aside_size: Their bytes.
         totals: What all processes have counted.
@@ -61,6 +63,8 @@ class Stat:
     floor: int
     filling: int
     filling_size: int
+    left: int
+    left_size: int
     aside: int
     aside_size: int
     totals: Counters
@@ -104,8 +108,8 @@ class Cleaned:
 
 def look(table: AnyTable, *, folder: str, size_limit: int, floor: int | None) -> Stat:
     """Say what there is."""
-    filling = list(places.fillings(folder))
-    aside = places.aside(folder)
+    found = room.survey(folder)
+    left = [*found.left, *found.ended]
     free = shutil.disk_usage(folder).free
     return Stat(
         folder=folder,
@@ -114,10 +118,12 @@ def look(table: AnyTable, *, folder: str, size_limit: int, floor: int | None) ->
         size_limit=size_limit,
         free=free,
         floor=room.default_floor(folder) if floor is None else floor,
-        filling=len(filling),
-        filling_size=sum(entry.size for entry in filling),
-        aside=len(aside),
-        aside_size=sum(entry.size for entry in aside),
+        filling=len(found.living),
+        filling_size=found.promised,
+        left=len(left),
+        left_size=sum(file.size for file in left),
+        aside=len(found.aside),
+        aside_size=sum(file.size for file in found.aside),
         totals=counters.totals(folder),
     )
 
