@@ -100,6 +100,20 @@ class _Settings:
         except Exception as error:  # noqa: BLE001 -- whatever it is, people get a line
             self.complain(error, about)
 
+    @contextlib.contextmanager
+    def asking(self, store: ContentStore, artifact_id: str) -> Iterator[None]:
+        """Tell an error of this block, and if the artifact is not found, that no store may be."""
+        with self.trying(artifact_id):
+            try:
+                yield
+            except Exception as error:
+                from casartifacts import errors, names
+
+                is_missing = isinstance(error, errors.ArtifactNotFound)
+                if is_missing and store.backend.stat(names.STORE_RECORD) is None:
+                    error.add_note("Nothing was stored there yet: is --store right?")
+                raise
+
     def complain(self, error: Exception, about: str = "") -> None:
         """Tell an error in one line, and remember that there was one."""
         if self.debug:
@@ -108,10 +122,16 @@ class _Settings:
         self.failed = True
 
 
+def _is_uuid(artifact_id: str) -> bool:
+    """Tell whether an id is of the form that Optuna chooses."""
+    return re.fullmatch("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", artifact_id) is not None
+
+
 def _message(error: Exception, about: str) -> str:
     """Say in one line what an error says, with its notes and what it is about."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        message = f"{os.fsdecode(error.filename)}: {error.strerror}"
+        paths = filter(None, [error.filename, error.filename2])
+        message = f"{' to '.join(map(os.fsdecode, paths))}: {error.strerror}"
     else:
         message = str(error) or type(error).__name__
     is_plain = isinstance(error, OSError | ValueError | RuntimeError | ImportError)
@@ -335,7 +355,7 @@ def download(
     if link and target == "-":
         raise click.UsageError("Standard output is no file: --link needs a TARGET that is one.")
     store = settings.open()
-    with settings.trying(artifact_id):
+    with settings.asking(store, artifact_id):
         if target == "-":
             with contextlib.closing(store.open_reader(artifact_id)) as reader:
                 while piece := reader.read(BUFFER_SIZE):
@@ -357,7 +377,8 @@ def download(
                 progress=sys.stderr.isatty(),
             )
         except FileExistsError as error:
-            raise FileExistsError(f"{path} exists; --force replaces it") from error
+            advice = "--force replaces it" if path.is_file() else "it is no file"
+            raise FileExistsError(f"{path} exists; {advice}") from error
 
 
 @_program.command()
@@ -409,7 +430,7 @@ def ls(
 def stat(settings: _Settings, artifact_id: str, *, as_json: bool) -> None:
     """Tell what is known of an artifact, without reading it."""
     store = settings.open()
-    with settings.trying(artifact_id):
+    with settings.asking(store, artifact_id):
         known = asdict(store.stat(artifact_id))
         if as_json:
             _put_line(json.dumps(known))
@@ -424,16 +445,23 @@ def stat(settings: _Settings, artifact_id: str, *, as_json: bool) -> None:
 
 @_program.command()
 @click.argument("artifact_ids", metavar="ID...", nargs=-1, required=True)
+@click.option("--force", is_flag=True, help="Delete a file that is perhaps no artifact, too.")
 @click.pass_obj
-def rm(settings: _Settings, artifact_ids: tuple[str, ...]) -> None:
+def rm(settings: _Settings, artifact_ids: tuple[str, ...], *, force: bool) -> None:
     """Remove artifacts from the store.
 
     Content that other artifacts share stays. A study goes on listing them, because Optuna deletes
-    no attributes.
+    no attributes. What Optuna stored there is a file under its id, a UUID, and is deleted; any
+    other file that lies in the place of the store needs --force.
     """
     store = settings.open()
     for artifact_id in artifact_ids:
-        with settings.trying(artifact_id):
+        with settings.asking(store, artifact_id):
+            if not force and not _is_uuid(artifact_id) and store.stat(artifact_id).digest is None:
+                raise ValueError(
+                    f"{artifact_id!r} lies in {store.backend!r} as a plain file, which may be "
+                    "anybody's: --force deletes it"
+                )
             store.remove(artifact_id)
 
 

@@ -160,6 +160,7 @@ def check_target(target: Path, *, overwrite: bool) -> None:
     Raises:
         FileExistsError: It exists, as Optuna says it.
         IsADirectoryError: It is a folder, which is not overwritten.
+        OSError: It is a device or a pipe, which is not either.
         FileNotFoundError: Its folder does not exist.
     """
     if os.path.lexists(target):
@@ -167,6 +168,8 @@ def check_target(target: Path, *, overwrite: bool) -> None:
             raise FileExistsError(f"File already exists: {target}")
         if target.is_dir():
             raise IsADirectoryError(f"{target} is a folder: it is not overwritten by a file")
+        if not target.is_symlink() and not target.is_file():
+            raise OSError(f"{target} is a device or a pipe: it is not replaced by a file")
     elif not target.parent.is_dir():
         raise FileNotFoundError(
             f"The folder {target.parent} does not exist; make it before downloading to {target}"

@@ -22,6 +22,9 @@ __all__ = ["node_cache", "open_backend", "open_store"]
 
 logger = logging.getLogger(__name__)
 
+# What the command line's --cache calls no cache, which the variable shares with it.
+_NONE = "none"
+
 _MISTYPED = re.compile("(file|memory|s3|gs):")
 
 _KNOWN = (
@@ -44,7 +47,8 @@ def open_store(
         cache: An `ArtifactCache`, the folder of one, or True for the node's: the folder named by
             `CASARTIFACTS_CACHE`, else one in the scratch folder of the job, else in the user's
             cache folder, unless that is on a network file system. By default buckets have the
-            node's cache, and paths none: they are near already. False is none.
+            node's cache, and paths none: they are near already. False is none, and so is "none",
+            also in the variable.
         durable: For a path: whether an upload returns only after the disk has it.
         endpoint_url: For `s3://`: the server, where no AWS setting names it.
 
@@ -59,7 +63,9 @@ def open_store(
         backend = Backoff(backend)
     if cache is None:
         cache = backend.remote
-    if cache is False:
+    if cache is True and os.environ.get("CASARTIFACTS_CACHE") == _NONE:
+        cache = False
+    if cache is False or cache == _NONE:
         return ContentStore(backend)
     if cache is True:
         cache = node_cache()

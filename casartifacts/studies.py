@@ -24,6 +24,7 @@ import platform
 import uuid
 import warnings
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ParamSpec, TypeGuard, TypeVar, cast
 
@@ -255,6 +256,9 @@ def get_all_artifact_meta(
 ) -> list[ArtifactMeta]:
     """List the artifacts of a study or trial; those of a study do not include its trials'.
 
+    Storages give them in any order: a database goes by the id, which tells nothing. With a store
+    that knows when each was uploaded they come in that order, the newest last.
+
     Args:
         study_or_trial: Whose artifacts.
         storage: The storage of a `FrozenTrial`, which does not know its own.
@@ -276,9 +280,10 @@ def get_all_artifact_meta(
             mimetype=entry["mimetype"],
             encoding=entry["encoding"],
         )
-        if artifact_store is None or _has(artifact_store, meta.artifact_id):
-            found.append(meta)
-    return found
+        when = "" if artifact_store is None else _uploaded_at(artifact_store, meta.artifact_id)
+        if when is not None:
+            found.append((when, meta))
+    return [meta for _, meta in sorted(found, key=itemgetter(0))]
 
 
 def remove_artifact(*, artifact_store: ArtifactStore, artifact_id: str) -> None:
@@ -640,12 +645,12 @@ def _add(
     )
 
 
-def _has(artifact_store: ArtifactStore, artifact_id: str) -> bool:
+def _uploaded_at(artifact_store: ArtifactStore, artifact_id: str) -> str | None:
+    """Return when an artifact was uploaded, "" if its store does not know, None if it is gone."""
     try:
         if _is_content_store(artifact_store):
-            artifact_store.stat(artifact_id)
-        else:
-            artifact_store.open_reader(artifact_id).close()
+            return artifact_store.stat(artifact_id).uploaded_at
+        artifact_store.open_reader(artifact_id).close()
     except errors.ArtifactNotFound:
-        return False
-    return True
+        return None
+    return ""

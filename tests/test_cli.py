@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -354,7 +355,16 @@ ERRORS = {
     "upload nope": "nope: No such file or directory",
     "upload .": r"\.: A directory cannot be uploaded yet; upload an archive of it",
     "upload a --filename x/y": r"a: filename must be a bare name without separators, got 'x/y';.*",
-    "upload a --store a": r"a: /.*/a/\w+: Not a directory",
+    "upload a --store a": r"a: /.*/a: it is a file, not a folder",
+    "download nope --store nowhere": (
+        r"Artifact 'nope' was not found in .* Nothing was stored there yet: is --store right\?"
+    ),
+    "rm notes.txt --store notes": (
+        r"'notes.txt' lies in File.*\('/.*/notes'\) as a plain file, which may be "
+        "anybody's: --force deletes it"
+    ),
+    "download ID pipe": "ID: pipe exists; it is no file",
+    "download ID pipe --force": "ID: pipe is a device or a pipe: it is not replaced by a file",
     "download nope": r"Artifact 'nope' was not found in ContentStore\(File.*\('/.*/store'\)\)\.",
     "download ID a": "ID: a exists; --force replaces it",
     "download ID no/where": "ID: The folder no does not exist; make it before .*",
@@ -399,9 +409,27 @@ def wrecked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Shell, dict[str, 
     (shell.folder / "store" / names.blob(digest)).write_bytes(b"DAMAGED")
     (shell.folder / "folder").mkdir()
     (shell.folder / "folder" / "a").write_bytes(b"mine")
+    (shell.folder / "notes").mkdir()
+    (shell.folder / "notes" / "notes.txt").write_bytes(b"mine")
+    os.mkfifo(shell.folder / "pipe")
     with study_in(shell.folder) as study:
         study.ask()
     return shell, ids
+
+
+def test_a_plain_file_is_deleted_if_optuna_stored_it_or_if_forced(shell: Shell) -> None:
+    optunas = str(uuid.uuid4())
+    for name in (optunas, "notes.txt"):
+        (shell.folder / "store").mkdir(exist_ok=True)
+        (shell.folder / "store" / name).write_bytes(b"abc")
+    shell.run("rm", optunas)
+    shell.run("rm", "notes.txt", code=1)
+    assert (shell.folder / "store" / "notes.txt").exists()
+    shell.run("rm", "notes.txt", "--force")
+    assert not [
+        *(shell.folder / "store").glob("notes.txt"),
+        *(shell.folder / "store").glob(optunas),
+    ]
 
 
 @pytest.mark.parametrize("line", [*ERRORS, *MISUSE])

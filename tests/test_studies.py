@@ -209,7 +209,8 @@ def test_what_is_uploaded_is_listed_and_comes_back_by_our_functions_and_by_optun
     assert names[0] == names[1], "ours has exactly what Optuna's has"
     metas = get_all_artifact_meta(where, **given)
     assert metas == optuna.artifacts.get_all_artifact_meta(where, **given)
-    assert get_all_artifact_meta(where, artifact_store=store, **given) == metas
+    in_order = get_all_artifact_meta(where, artifact_store=store, **given)
+    assert sorted(in_order, key=str) == sorted(metas, key=str)
     assert [type(meta) for meta in metas] == [optuna.artifacts.ArtifactMeta] * 2
     for number, meta in enumerate(metas):
         for name, download in (
@@ -340,6 +341,22 @@ def test_the_same_file_twice_is_two_artifacts_and_one_content(
     assert {meta.filename for meta in get_all_artifact_meta(study)} == {"best.ckpt", "last.ckpt"}
     assert len(ids) == 2
     assert len([name for name in names_in(store) if name.startswith("blobs/")]) == 1
+
+
+@pytest.mark.parametrize("storage", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("store", ["content in a folder", "content in memory"], indirect=True)
+def test_given_the_store_they_are_listed_as_they_were_uploaded(
+    study: optuna.Study, store: ArtifactStore, tmp_path: Path
+) -> None:
+    """A database lists them by their ids, and who takes the last one wants the newest."""
+    file = tmp_path / "model.ckpt"
+    uploaded = []
+    for epoch in range(12):
+        file.write_bytes(b"%d" % epoch)
+        uploaded.append(upload_artifact(artifact_store=store, file_path=file, study_or_trial=study))
+    listed = [meta.artifact_id for meta in get_all_artifact_meta(study, artifact_store=store)]
+    assert listed == uploaded != sorted(uploaded)
+    assert {meta.artifact_id for meta in get_all_artifact_meta(study)} == set(uploaded)
 
 
 def test_an_artifact_that_copies_of_a_study_list_too_is_gone_for_all_once_removed(

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, cast
 
 import pytest
 
-from casartifacts import MemoryArtifactStore, opening
+from casartifacts import FileSystemArtifactStore, MemoryArtifactStore, opening
 from casartifacts.cache import ArtifactCache, CacheUnavailable, mounts, trust
 from casartifacts.cache import folder as places
 from casartifacts.cache.failures import WrongError
@@ -45,6 +45,7 @@ _T = TypeVar("_T")
 # Ids that stand for nobody on this machine; nothing needs a name.
 ALICE, BOB, STRANGER = 61_001, 61_002, 61_003
 TEAM, STRANGERS = 61_010, 61_011
+TWO = (ALICE, BOB)
 
 SMALL = b"a content" * 100
 LARGE = bytes(range(256)) * 8_192  # 2 MiB: its private copy is made in the folder
@@ -444,6 +445,61 @@ def test_what_is_no_file_holds_no_room(folder: Path, kind: str) -> None:
     as_user(ALICE, plant)
     assert as_user(BOB, lambda: keep(ArtifactCache(folder), LARGE))
     assert os.path.lexists(path) is (kind == "folder")
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_a_team_shares_a_store_in_a_folder_whatever_their_umask(place: Path, umask: int) -> None:
+    """Its mode says that it is shared: each stores beside the others, and reads and removes all."""
+    folder = place / "team" / "store"
+    contents = {user: [b"%d %d" % (user, number) * 9 for number in range(40)] for user in TWO}
+    contents[ALICE].append(LARGE)
+
+    def store_all(user: int) -> list[str]:
+        os.umask(umask)
+        store = ContentStore(FileSystemArtifactStore(folder))
+        return [store.add(io.BytesIO(body)) for body in contents[user]]
+
+    def read_and_remove(ids: list[str]) -> list[bytes]:
+        os.umask(umask)
+        store = ContentStore(FileSystemArtifactStore(folder))
+        found = []
+        for each in ids:
+            with store.open_reader(each) as reader:
+                found.append(reader.read())
+            store.remove(each)
+        return found
+
+    def make() -> None:
+        folder.mkdir()
+        folder.chmod(0o2770)
+
+    as_user(ALICE, make)
+    ids = {user: as_user(user, partial(store_all, user)) for user in TWO}
+    modes = {path.stat().st_mode & 0o7070 for path in folder.rglob("*") if path.is_dir()}
+    assert modes == {0o2070}
+    for user, other in (TWO, TWO[::-1]):
+        assert as_user(user, partial(read_and_remove, ids[other])) == contents[other]
+    refused = as_user(STRANGER, lambda: os.access(folder, os.R_OK))
+    assert refused is False
+
+
+def test_a_folder_that_is_writable_for_another_group_opens_nothing_to_ones_own(
+    place: Path,
+) -> None:
+    """Without setgid what is made belongs to the group of who makes it, who may not mean it."""
+    folder = place / "store"
+    folder.mkdir()
+    os.chown(folder, ALICE, TEAM)
+    folder.chmod(0o770)
+
+    def act() -> None:
+        os.umask(0o077)
+        ContentStore(FileSystemArtifactStore(folder)).add(io.BytesIO(b"abc"))
+
+    as_user(ALICE, act)
+    below = [path.stat() for path in folder.rglob("*")]
+    assert {status.st_gid for status in below} == {ALICE}
+    assert not [status for status in below if status.st_mode & 0o077]
 
 
 def test_an_empty_folder_becomes_shared_and_a_used_one_stays_what_it_is(tmp_path: Path) -> None:
@@ -1062,7 +1118,8 @@ def test_a_folder_that_anybody_can_write_to_is_refused(place: Path) -> None:
         kept, (said,) = as_user(ALICE, refused(folder))
         assert not kept
         assert f"anybody may write to {folder}" in said
-        assert f"own below it, or close it: chmod o-w {folder}" in said
+        # In one like /tmp that would be bad advice.
+        assert (f"own below it, or close it: chmod o-w {folder}" in said) is (folder != place)
         assert as_user(ALICE, refused(folder / "mine")) == (True, [])
         assert stat.S_IMODE((folder / "mine").stat().st_mode) == 0o700
         assert (folder / "mine" / "cache.db").exists() is (folder == place)
@@ -1184,6 +1241,15 @@ def test_the_cache_of_a_node_lies_in_the_scratch_of_the_job(
     for name, value in {"XDG_CACHE_HOME": "/xdg", **environment}.items():
         monkeypatch.setenv(name, value)
     assert str(opening.node_cache()) == expected.replace("*", "casartifacts")
+
+
+def test_none_is_no_cache_for_python_as_for_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert opening.open_store(tmp_path, cache="none").cache is None
+    monkeypatch.setenv("CASARTIFACTS_CACHE", "none")
+    assert opening.open_store(tmp_path, cache=True).cache is None
+    assert opening.open_store(tmp_path, cache=tmp_path / "none").cache is not None
 
 
 def test_a_users_cache_on_a_network_file_system_is_done_without_and_said_once(

@@ -210,6 +210,8 @@ class FileSystemArtifactStore:
         tmp = folder / secrets.token_hex(16)
         # Not tempfile: its mode 0600 would keep colleagues from reading a shared store.
         with tmp.open("xb", buffering=0) as file:
+            if more := self._grants(status := os.fstat(file.fileno())) & 0o044:
+                os.fchmod(file.fileno(), stat.S_IMODE(status.st_mode) | more)
             try:
                 yield _Draft(file, partial(self._publish, tmp, file))
             finally:
@@ -243,14 +245,49 @@ class FileSystemArtifactStore:
 
     def _make_folder(self, folder: Path) -> None:
         """Make a folder and its parents, and sync the folders in which new ones appeared."""
-        try:
-            folder.mkdir()
-        except FileExistsError:
+        if folder.is_dir():
             return
-        except FileNotFoundError:
-            self._make_folder(folder.parent)
-            folder.mkdir(exist_ok=True)
+        self._make_folder(folder.parent)
+        if self._base_path in folder.parents and _others_write(self._base_path.stat()):
+            self._make_shared(folder)
+        else:
+            try:
+                folder.mkdir(exist_ok=True)
+            except FileExistsError as error:
+                code = errno.ENOTDIR
+                raise NotADirectoryError(code, "it is a file, not a folder", str(folder)) from error
         self._sync_folder(folder.parent)
+
+    def _make_shared(self, folder: Path) -> None:
+        """Make a folder that appears with the rights that it shall have."""
+        beside = Path(f"{folder}.{secrets.token_hex(8)}")
+        beside.mkdir()
+        try:
+            status = beside.stat()
+            if more := self._grants(status):
+                beside.chmod(stat.S_IMODE(status.st_mode) | more)
+            beside.rename(folder)
+        except OSError:
+            beside.rmdir()
+            if not folder.is_dir():
+                raise
+
+    def _grants(self, status: os.stat_result) -> int:
+        """Return which rights below the folder go to those who may write to it, whatever the umask.
+
+        Its group is one of them only for what belongs to it, as all does below a setgid folder.
+        """
+        if os.name == "nt":
+            return 0
+        above = self._base_path.stat()
+        if not _others_write(above):
+            return 0
+        more = 0
+        if above.st_mode & stat.S_IWGRP and above.st_gid == status.st_gid:
+            more |= above.st_mode & (stat.S_ISGID | stat.S_IRWXG)
+        if above.st_mode & stat.S_IWOTH:
+            more |= above.st_mode & stat.S_IRWXO
+        return more & ~status.st_mode
 
     def _sync_folder(self, folder: Path) -> None:
         if not self.durable or os.name == "nt":  # Windows syncs no folders
@@ -277,6 +314,10 @@ class _Draft:
     def publish(self, name: str, *, replace: bool = False) -> bool:
         """Sync the file, give it its name, sync the folder."""
         return self._publish(name, self._size, replace)
+
+
+def _others_write(status: os.stat_result) -> bool:
+    return bool(status.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
 
 
 def _is_file(status: os.stat_result) -> bool:

@@ -374,7 +374,7 @@ def _make_client(**settings: Any) -> Any:
         from google.cloud import storage
     except ImportError as error:
         raise ImportError(
-            "A GCS store needs google-cloud-storage: pip install 'casartifacts[gcs]'"
+            "A GCS store needs google-cloud-storage: pip install google-cloud-storage"
         ) from error
     client: Any = storage.Client(**settings)
     # Not a new adapter: that of mTLS has a certificate.

@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeVar, overload
 
 from casartifacts import files
 from casartifacts.cache import folder as places
-from casartifacts.cache import room, trust, upkeep
+from casartifacts.cache import rights, room, trust, upkeep
 from casartifacts.cache.counters import Counters, Counting, totals
 from casartifacts.cache.database import AnyTable, Database
 from casartifacts.cache.failures import CacheUnavailable, WrongError
@@ -231,10 +231,11 @@ class ArtifactCache:
             OSError: No link can be had here; it says why.
         """
         known = self._known.get(digest)
+        if not isinstance(file, Watched):
+            raise PermissionError("another user put it into the cache")
         status = os.fstat(file.fileno())
         self._check_lendable(status, symbolic=symbolic)
-        if isinstance(file, Watched):
-            file.check()
+        file.check()
         path = known.path if known is not None else self._path_of(digest)
         files.publish_link(
             path, target, descriptor=file.fileno(), symbolic=symbolic, overwrite=overwrite
@@ -445,6 +446,8 @@ class ArtifactCache:
     def _check_is_there(self) -> None:
         """Refuse to make a cache where people only ask for one."""
         if not places.is_cache(self._folder):
+            if os.path.isdir(self._folder):
+                rights.check(self._folder)
             raise FileNotFoundError(f"There is no cache in {self._folder}")
 
     # How a content is found right

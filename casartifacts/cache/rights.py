@@ -22,7 +22,7 @@ try:
 except ImportError:  # Windows
     grp = pwd = None  # type: ignore[assignment]
 
-__all__ = ["Refusal", "check", "check_writable", "elsewhere", "group_of", "refusal"]
+__all__ = ["Refusal", "check", "check_writable", "elsewhere", "group_of", "owner_of", "refusal"]
 
 # As many symlinks as Linux follows in one path.
 _MOST_LINKS = 40
@@ -52,7 +52,7 @@ def check_writable(folder: str) -> None:
         and status.st_uid != os.geteuid()
         and not status.st_mode & stat.S_IWGRP
     ):
-        found = f"{folder} belongs to user {_user(status.st_uid)} alone"
+        found = f"{folder} belongs to user {owner_of(status)} alone"
         raise CacheUnavailable(f"{found}: act as that user, or name a folder of your own")
 
 
@@ -77,11 +77,13 @@ def refusal(folder: str) -> Refusal | None:
 def _refusal_of(folder: str, status: os.stat_result) -> Refusal | None:
     if status.st_mode & stat.S_IWOTH:
         found = f"anybody may write to {folder}"
-        advice = f"Name a folder of your own below it, or close it: chmod o-w {folder}"
+        advice = "Name a folder of your own below it"
+        if not status.st_mode & stat.S_ISVTX:  # no folder of all users, as /tmp is
+            advice += f", or close it: chmod o-w {folder}"
         return Refusal(found, advice)
     if status.st_uid == os.geteuid() or not os.geteuid():
         return None
-    found = f"{folder} belongs to user {_user(status.st_uid)}"
+    found = f"{folder} belongs to user {owner_of(status)}"
     if not status.st_mode & stat.S_IWGRP:
         advice = (
             "Name a folder of your own; or its owner shares one: ArtifactCache(..., shared=True)"
@@ -146,8 +148,9 @@ def group_of(status: os.stat_result) -> str:
         return str(status.st_gid)
 
 
-def _user(uid: int) -> str:
+def owner_of(status: os.stat_result) -> str:
+    """Name the owner of a folder."""
     try:
-        return pwd.getpwuid(uid).pw_name
+        return pwd.getpwuid(status.st_uid).pw_name
     except (AttributeError, KeyError):
-        return str(uid)
+        return str(status.st_uid)

@@ -15,6 +15,7 @@ import errno
 import io
 import os
 import secrets
+import shlex
 import shutil
 import tempfile
 import time
@@ -26,6 +27,7 @@ from casartifacts.backends.filesystem import FileSystemArtifactStore
 from casartifacts.backoff import answer_of
 from casartifacts.buffers import BUFFER_SIZE
 from casartifacts.cache.folder import may_use
+from casartifacts.cache.rights import owner_of
 from casartifacts.doctor.disks import disk_of
 from casartifacts.doctor.findings import Finding, amount, classes_of, told, within
 from casartifacts.records import StoreRecord
@@ -529,11 +531,13 @@ def _folders(place: Place) -> Iterator[Finding]:
             inner = [] if above == "tmp" else [path for path in folder.iterdir() if path.is_dir()]
             closed += [path for path in (folder, *inner) if not may_use(path)]
     if closed:
-        first = closed[0]
+        first, at = closed[0], shlex.quote(str(backend.folder))
         yield Finding(
             "folders",
             "wrong",
             f"{len(closed)} of the store's folders are not for this user to write to, such as "
-            f"{first} (mode {first.stat().st_mode & 0o7777:o}, owner {first.stat().st_uid})",
-            "Let its owner run: chmod -R g+rwX, with a group that all users of the store share",
+            f"{first} (mode {first.stat().st_mode & 0o7777:o}, owner {owner_of(first.stat())})",
+            f"With a group that all its users are in, let each owner run: chgrp -R GROUP {at}; "
+            f"chmod -R g+rwX {at}; find {at} -type d -exec chmod g+s {{}} + . What is made there "
+            "later is for that group, whatever the umask",
         )
