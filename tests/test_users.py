@@ -35,6 +35,7 @@ from casartifacts.cache import ArtifactCache, CacheUnavailable, mounts, trust
 from casartifacts.cache import folder as places
 from casartifacts.cache.failures import WrongError
 from casartifacts.digest import digest_of
+from casartifacts.doctor import machine
 from casartifacts.store import ContentStore
 
 if TYPE_CHECKING:
@@ -1160,6 +1161,24 @@ def test_root_reads_a_private_cache_of_another_user_and_writes_nothing_there(
     assert as_user(ALICE, lambda: keep(ArtifactCache(folder), LARGE))
     assert as_user(ALICE, lambda: ArtifactCache(folder).clean(everything=True)).contents == 2
     assert not [*folder.glob("contents/*/*"), *folder.glob("tmp/*")]
+
+
+def test_a_folder_that_its_group_can_write_to_but_has_no_setgid_is_told_of(place: Path) -> None:
+    """What the first user makes in it is not for the others: they are told what to do."""
+    folder = place / "cache"
+    folder.mkdir()
+    os.chown(folder, ALICE, TEAM)
+    folder.chmod(0o770)
+    assert as_user(ALICE, lambda: keep(ArtifactCache(folder), SMALL))
+    kept, said = as_user(BOB, refused(folder))
+    assert not kept
+    assert "it has no setgid bit" in said[0]
+    assert f"chgrp -R {TEAM} {folder}" in said[0]
+
+    def examine() -> str:
+        return " ".join(found.advice for found in machine.cache_in(folder))
+
+    assert "no setgid bit" in as_user(ALICE, examine)
 
 
 def test_a_symlink_that_another_user_planted_is_not_followed(place: Path) -> None:

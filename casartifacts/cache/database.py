@@ -174,7 +174,9 @@ class Database:
         if isinstance(self._table, Listing):
             self._table = None  # the next use makes what is missing of the folder
             if writes:
-                return self._unwritable.begin("its folder cannot be written")
+                lack = rights.to_share(self._folder) if os.path.isdir(self._folder) else ""
+                why = "its folder cannot be written"
+                return self._unwritable.begin(f"{why}: {lack}" if lack else why)
             return CacheUnavailable("its folder cannot be read")
         if self._table is None or _is_broken(error, self._path):
             return self._shut.begin("its folder or its table cannot be used")

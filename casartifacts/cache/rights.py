@@ -8,6 +8,7 @@ shared, one that anybody can write to is nobody's.
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 import tempfile
 from typing import NamedTuple
@@ -22,7 +23,16 @@ try:
 except ImportError:  # Windows
     grp = pwd = None  # type: ignore[assignment]
 
-__all__ = ["Refusal", "check", "check_writable", "elsewhere", "group_of", "owner_of", "refusal"]
+__all__ = [
+    "Refusal",
+    "check",
+    "check_writable",
+    "elsewhere",
+    "group_of",
+    "owner_of",
+    "refusal",
+    "to_share",
+]
 
 # As many symlinks as Linux follows in one path.
 _MOST_LINKS = 40
@@ -127,6 +137,18 @@ def _planted_link(path: str) -> str:
         here = os.sep if os.path.isabs(target) else above
         rest[:0] = target.split(os.sep)
     return ""
+
+
+def to_share(folder: str) -> str:
+    """Say what a folder that its group can write to lacks to be shared, or ""."""
+    status = os.stat(folder)
+    if not status.st_mode & stat.S_IWGRP or status.st_mode & stat.S_ISGID:
+        return ""
+    at = shlex.quote(folder)
+    return (
+        "it has no setgid bit, so what one user makes there is not for the group. Let each owner "
+        f"run: chgrp -R {group_of(status)} {at}; find {at} -type d -exec chmod g+rwxs {{}} +"
+    )
 
 
 def elsewhere() -> str:

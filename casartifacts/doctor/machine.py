@@ -146,9 +146,10 @@ def _cache_folder(cache: ArtifactCache) -> Iterator[Finding]:
         yield Finding("cache", "fine", f"{found}: what others put there is hashed at each hit")
     elif not is_private:
         found = f"{folder}{kind_of(folder)}: others may write to it, so each hit is hashed again"
-        yield Finding(
-            "cache", "warning", found, f"chmod go-w {folder}, or use a folder of your own"
-        )
+        lack = rights.to_share(folder)
+        advice = f"chmod go-w {folder}, or use a folder of your own"
+        advice += f". To share it: {lack}" if lack else ""
+        yield Finding("cache", "warning", found, advice)
     else:
         yield Finding("cache", "fine", f"{folder}{kind_of(folder)}{made}, for this user alone")
     yield _cache_room(str(place), cache.size_limit)
