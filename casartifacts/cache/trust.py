@@ -72,7 +72,8 @@ class Watched(io.FileIO):
 
     Linux sets the mtime of a file before it writes the first byte, so a look after each read is
     enough; it takes 1 us. `fileno` is the file itself: who reads by it looks again after that, by
-    any `read`, as `files.copy` does.
+    any `read`, as `files.copy` does. Not seen is what is written through an older
+    mapping (SECURITY.md, "A link is shared").
     """
 
     _stamp: Stamp | None = None

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 __all__ = ["Node", "Soak", "Tally", "bytes_in", "contents"]
 
 
+# How likely the place of one who was killed is taken at each step.
+_LAUNCHES = 0.2
+
+
 def contents(store: ContentStore, count: int, *, seed: int) -> Iterator[tuple[str, int]]:
     """Store contents of 1 KiB to 64 MiB; yields their ids and sizes."""
     chance = random.Random(seed)
@@ -97,7 +101,9 @@ class Node:
             time.sleep(self._chance.uniform(0.02, 0.3))
             self._chance.choice([self._kill, self._damage, self._damage, self._measure])()
             for index, worker in enumerate(self._workers):
-                if worker.exitcode is not None:  # killed, or failed: then it has written it down
+                # Killed, or failed: then it has written it down. Not at once: what a new process
+                # sets right as it starts, the others must do, too.
+                if worker.exitcode is not None and self._chance.random() < _LAUNCHES:
                     self._workers[index] = self._launch()
 
     def end(self) -> None:
