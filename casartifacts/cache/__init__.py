@@ -98,10 +98,11 @@ class ArtifactCache:
 
     Args:
         folder: Where (`~` is the home folder); made at first use. On a local file system.
-        size_limit: The most bytes of the folder but its table: contents, those on their way in,
-            those put aside, and what is counted and noted beside them, for which 68 kB are kept
-            free, 6.6 MB where others may write. In a cache under a hundred times that, these come
-            on top. By default a tenth of the file system, at most 100 GiB.
+        size_limit: The most bytes of the folder but its table (and broken ones put aside):
+            contents, those on their way in, those put aside, and what is counted and noted beside
+            them, for which 68 kB are kept free, 6.6 MB where others may write. In a cache under a
+            hundred times that, these come on top. By default a tenth of the file system, at most
+            100 GiB. One that is smaller than what is there holds from the next content on.
         min_free: The bytes of the file system that stay free, whatever the limit; by default 5 %.
         shared: Whether the folder, if there is none yet or an empty one, is made for all of its
             group, which is that of the folder above if that has the setgid bit, else the user's
