@@ -140,7 +140,8 @@ def _message(error: Exception, about: str) -> str:
         message = f"{type(error).__name__}: {message} (--debug shows where)"
     if about and repr(about) not in message and not message.startswith(f"{about}: "):
         message = f"{about}: {message}"
-    parts = [message, *getattr(error, "__notes__", [])]
+    notes = [note.removeprefix("casartifacts: ") for note in getattr(error, "__notes__", [])]
+    parts = [message, *notes]
     lines = [line.strip() for part in parts for line in part.splitlines()]
     return " ".join(filter(None, lines))
 

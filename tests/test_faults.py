@@ -721,6 +721,9 @@ def test_a_missing_bucket_is_named_at_once(place: Place) -> None:
         assert "ClientError" in kinds or "NotFound" in kinds
         assert re.search("NoSuchBucket|404 .*there-is-none", told)
         assert "ArtifactNotFound" not in kinds
+        if place.side.protocol == "s3":
+            assert "there-is-none" in told
+            assert "There is no such bucket: is its name right" in told
         assert len(place.exchanges()) <= 2
 
 

@@ -73,6 +73,15 @@ _UNSAID = {
 }
 
 
+# What its codes mean to who set the store up.
+_MEANT = {
+    "NoSuchBucket": "There is no such bucket: is its name right, and the server? Make it first.",
+    "InvalidAccessKeyId": "This server does not know the key: are these its credentials?",
+    "SignatureDoesNotMatch": "The secret does not belong to the key, or the clock here is wrong.",
+    "RequestTimeTooSkewed": "The clock here is wrong: set it.",
+}
+
+
 class Boto3ArtifactStore:
     """Keeps each artifact as one object in a bucket.
 
@@ -329,8 +338,10 @@ class Boto3ArtifactStore:
         except _client_error() as error:
             if _status(error) == 404 and _code(error) in _MISSING:  # noqa: PLR2004
                 raise errors.not_found(name, self) from error
-            if operation in {"get_object", "head_object"} and _status(error) in _UNSAID:
-                error.add_note(f"casartifacts: {name} in {self!r}: {_UNSAID[_status(error)]}")
+            is_looked_for = operation in {"get_object", "head_object"}
+            unsaid = _UNSAID.get(_status(error)) if is_looked_for else None
+            if meant := _MEANT.get(_code(error)) or unsaid:
+                error.add_note(f"casartifacts: {name} in {self!r}: {meant}")
             raise
 
     def _extra(self, operation: str) -> dict[str, Any]:
@@ -351,7 +362,12 @@ class Boto3ArtifactStore:
             **self._extra("list_objects_v2"),
             **arguments,
         )
-        yield from pages
+        try:
+            yield from pages
+        except _client_error() as error:
+            if meant := _MEANT.get(_code(error)):
+                error.add_note(f"casartifacts: {self!r}: {meant}")
+            raise
 
     @contextlib.contextmanager
     def _sending(self, name: str, content_body: BinaryIO) -> Iterator[Callable[..., None]]:

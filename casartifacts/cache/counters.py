@@ -39,7 +39,7 @@ class Counters:
 
     Attributes:
         hits: Contents that were found here.
-        misses: Contents that were not.
+        misses: Contents that were not; one that somebody else then brought in is a hit, too.
         bytes_served: Bytes of the hits.
         bytes_fetched: Bytes of the contents that came in.
         waits: How often somebody else's fetch of a content was waited for.
