@@ -299,7 +299,9 @@ class Boto3ArtifactStore:
             import botocore
             from botocore.config import Config
         except ImportError as error:
-            raise ImportError("An S3 store needs boto3: pip install boto3") from error
+            raise ImportError(
+                "An S3 store needs boto3: pip install boto3, or pip install 'casartifacts[s3]'"
+            ) from error
         session: Any = boto3
         settings = self._settings or {
             "max_pool_connections": CONNECTIONS,

@@ -374,7 +374,8 @@ def _make_client(**settings: Any) -> Any:
         from google.cloud import storage
     except ImportError as error:
         raise ImportError(
-            "A GCS store needs google-cloud-storage: pip install google-cloud-storage"
+            "A GCS store needs google-cloud-storage: pip install google-cloud-storage, "
+            "or pip install 'casartifacts[gcs]'"
         ) from error
     client: Any = storage.Client(**settings)
     # Not a new adapter: that of mTLS has a certificate.
