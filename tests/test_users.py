@@ -503,6 +503,24 @@ def test_a_folder_that_is_writable_for_another_group_opens_nothing_to_ones_own(
     assert not [status for status in below if status.st_mode & 0o077]
 
 
+@pytest.mark.parametrize(("mode", "below"), [(0o777, 0o777), (0o1777, 0o755), (0o755, 0o755)])
+def test_what_is_stored_in_a_folder_of_everybody_is_for_all_unless_it_is_like_tmp(
+    place: Path, mode: int, below: int
+) -> None:
+    folder = place / "store"
+    folder.mkdir()
+    os.chown(folder, ALICE, TEAM)
+    folder.chmod(mode)
+
+    def act() -> None:
+        os.umask(0o022)
+        ContentStore(FileSystemArtifactStore(folder)).add(io.BytesIO(b"abc"))
+
+    as_user(ALICE, act)
+    folders = [path.stat().st_mode for path in folder.rglob("*") if path.is_dir()]
+    assert {stat.S_IMODE(each) for each in folders} == {below}
+
+
 def test_an_empty_folder_becomes_shared_and_a_used_one_stays_what_it_is(tmp_path: Path) -> None:
     """The mode of a folder that is in use says what it is, whoever says what else."""
     (tmp_path / "empty").mkdir()

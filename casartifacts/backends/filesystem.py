@@ -286,7 +286,8 @@ class FileSystemArtifactStore:
         if above.st_mode & stat.S_IWGRP and above.st_gid == status.st_gid:
             more |= above.st_mode & (stat.S_ISGID | stat.S_IRWXG)
         if above.st_mode & stat.S_IWOTH:
-            more |= above.st_mode & stat.S_IRWXO
+            everybodys = above.st_mode & stat.S_IRWXO
+            more |= everybodys | everybodys << 3
         return more & ~status.st_mode
 
     def _sync_folder(self, folder: Path) -> None:
@@ -317,7 +318,9 @@ class _Draft:
 
 
 def _others_write(status: os.stat_result) -> bool:
-    return bool(status.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+    """Tell whether a folder is one to share; one of everybody, as /tmp is, is no team's."""
+    is_everybodys = status.st_mode & stat.S_IWOTH and status.st_mode & stat.S_ISVTX
+    return not is_everybodys and bool(status.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
 
 
 def _is_file(status: os.stat_result) -> bool:
