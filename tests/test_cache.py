@@ -446,6 +446,24 @@ def test_a_row_that_cannot_be_written_leaves_no_file_uncounted(
     assert bytes_in(folder) <= 1_000
 
 
+def test_an_interrupt_before_a_fetch_begins_gives_its_room_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the slot and its filling a large file may be hashed, and people lose patience."""
+    cache = ArtifactCache(folder, size_limit=1_000)
+    assert keep(cache, b"a" * 100)
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "_look_up", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            cache.fetch("0" * 64, size=900, fill=lambda _: None)
+    assert not list(folder.glob("tmp/*"))
+    assert keep(ArtifactCache(folder, size_limit=1_000), b"b" * 900)
+
+
 def test_a_forked_child_leaves_what_its_parent_fills_to_it(folder: Path) -> None:
     """Its lock ends with the parent, and the child deletes nothing."""
     cache = ArtifactCache(folder, size_limit=1_000)
@@ -453,21 +471,26 @@ def test_a_forked_child_leaves_what_its_parent_fills_to_it(folder: Path) -> None
     ends = os.pipe()
     parent = os.fork()
     if not parent:
+        signal.alarm(60)
         with cache.admit("0" * 64, size=900) as slot:
             child = os.fork()
-            if child:
-                os.write(ends[1], child.to_bytes(8, "little"))
-                time.sleep(100)
-            assert slot is not None
-            slot.close()
+            signal.alarm(60)
+            if not child:
+                assert slot is not None
+                slot.close()
+            os.write(ends[1], (child or os.getpid()).to_bytes(8, "little"))
             signal.pause()
-    child = int.from_bytes(os.read(ends[0], 8), "little")
+        os._exit(0)
+    # Both say who the child is, the child when it has closed what it has of the slot.
+    child, same = (int.from_bytes(os.read(ends[0], 8), "little") for _ in range(2))
     try:
-        time.sleep(0.2)
-        assert len(list(folder.glob("tmp/*"))) == 1
-        assert not keep(cache, b"b" * 900)
+        assert child == same
+        is_there = len(list(folder.glob("tmp/*"))) == 1
+        is_taken = not keep(cache, b"b" * 900)
         os.kill(parent, signal.SIGKILL)
         os.waitpid(parent, 0)
+        assert is_there
+        assert is_taken
         assert keep(cache, b"b" * 900)
     finally:
         os.kill(child, signal.SIGKILL)

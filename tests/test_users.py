@@ -7,6 +7,7 @@ Rule 2: who tampers may do all that the kernel lets a member of the group do.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
 import logging
@@ -20,6 +21,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from contextlib import closing, contextmanager, suppress
@@ -403,6 +405,52 @@ def test_a_private_copy_has_its_room_and_gives_it_back(folder: Path) -> None:
     size = len(LARGE)
     assert as_user(BOB, lambda: act_as_bob(2 * size)) == (True, size, 0)
     assert as_user(BOB, lambda: act_as_bob(size - 1)) == (False, 0, 0)
+
+
+def test_a_private_copy_that_fails_gives_its_room_back(folder: Path) -> None:
+    """Also if it fails for want of a descriptor, which its slot has already."""
+    assert as_user(ALICE, make_shared(folder, LARGE))
+
+    def act_as_bob() -> tuple[bool, int]:
+        def fail(_: int) -> int:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        cache = ArtifactCache(folder)
+        os.dup = fail
+        return cache.open(digest_of(LARGE)) is None, len(list(folder.glob("tmp/*")))
+
+    assert as_user(BOB, act_as_bob) == (True, 0)
+
+
+@pytest.mark.parametrize("is_slow", [False, True])
+def test_a_content_is_counted_while_it_gets_another_name(folder: Path, *, is_slow: bool) -> None:
+    """Who makes it young and who lists the folder do not meet."""
+    assert as_user(ALICE, make_shared(folder, LARGE, SMALL))
+
+    def act_as_bob() -> list[int]:
+        listing = ArtifactCache(folder)._database.ask(lambda table: table)
+        other = ArtifactCache(folder)._database.ask(lambda table: table)
+        assert other is not listing
+        digest = digest_of(LARGE)
+        found = other.find(digest)
+        assert found is not None
+        names_in = places.content_names_in
+
+        def rename_meanwhile(folder: str, above: str) -> list[str]:
+            names = names_in(folder, above)
+            if is_slow and above.endswith(digest[:2]):
+                thread.start()
+                thread.join(0.3)
+            return names
+
+        thread = threading.Thread(
+            target=lambda: other.refresh(digest, found.name, tag="", now=0), daemon=True
+        )
+        places.content_names_in = rename_meanwhile
+        with listing.transact():
+            return [listing.bytes_held()]
+
+    assert as_user(BOB, act_as_bob) == [len(LARGE) + len(SMALL)]
 
 
 def test_what_a_killed_neighbour_left_gives_its_room_back(folder: Path) -> None:
